@@ -1,0 +1,135 @@
+# Copyright 2026 The MUSE pipelines authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The entry point of `custom_pipeline="your-namespace/muse"`: MUSE on any Stable Diffusion 1.x, 2.x or XL checkpoint.
+
+diffusers loads one file of this name and the one pipeline class in it, before it knows what the base checkpoint is.
+The class below therefore only says which components a base may have, and builds the pipeline that fits those it has.
+
+diffusers finds the files to fetch by reading this one for relative imports at the start of a line, and every file so
+named has to exist. That is why the imports stand below as statements, inside a function: a second pipeline class in
+the namespace of this module would be one too many.
+"""
+
+import importlib
+import inspect
+
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+)
+
+
+def _muse_pipeline_class() -> type[DiffusionPipeline]:
+    """Returns the pipeline for bases with one text encoder: Stable Diffusion 1.x and 2.x."""
+    from .pipeline_muse import MusePipeline
+
+    return MusePipeline
+
+
+def _muse_xl_pipeline_class() -> type[DiffusionPipeline]:
+    """Returns the pipeline for bases with two text encoders; an `ImportError` says so where this release has none."""
+    try:
+        module = importlib.import_module(".pipeline_muse_xl", __package__)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__package__}.pipeline_muse_xl":
+            raise
+        raise ImportError(
+            "The base checkpoint has a `text_encoder_2`, so it needs `MuseXLPipeline`, but this release of MUSE has "
+            "no `pipeline_muse_xl.py`. Use a Stable Diffusion 1.x or 2.x checkpoint."
+        ) from error
+    return module.MuseXLPipeline
+
+
+class AutoMusePipeline(DiffusionPipeline):
+    r"""
+    Builds a `MusePipeline` (Stable Diffusion 1.x, 2.x) or a `MuseXLPipeline` (Stable Diffusion XL), whichever the
+    components call for: the latter where there is a `text_encoder_2`. No object of this class itself ever exists.
+
+    The three components that MUSE adds, and those that only some bases have, may be `None`.
+
+    Args:
+        vae (`AutoencoderKL`): Decodes latents to images, and encodes images to be edited.
+        text_encoder (`CLIPTextModel`): Encodes prompts.
+        text_encoder_2 (`CLIPTextModelWithProjection` or `None`): The second encoder of Stable Diffusion XL.
+        tokenizer (`CLIPTokenizer`): The tokenizer of `text_encoder`, and of `clip_model`.
+        tokenizer_2 (`CLIPTokenizer` or `None`): The tokenizer of `text_encoder_2`.
+        unet (`UNet2DConditionModel`): Predicts the noise.
+        scheduler (`KarrasDiffusionSchedulers`): Steps from noise to images.
+        safety_checker (`StableDiffusionSafetyChecker` or `None`): Marks images that may be unsafe.
+        feature_extractor (`CLIPImageProcessor` or `None`): Prepares images for `safety_checker`.
+        image_encoder (`CLIPVisionModelWithProjection` or `None`): Encodes the images of an IP-Adapter.
+        clip_model (`CLIPModel` or `None`): Decides when emotional guidance sets in.
+        emotion_classifier (`PreTrainedModel` or `None`): Guides towards the emotion; names in `config.id2label`.
+        preview_vae (`AutoencoderTiny` or `None`): A faster decoder for the images that guide.
+        semantic_threshold (`float`, *optional*): The similarity (CLIP cosine times logit scale) that opens the gate.
+        requires_safety_checker (`bool`, *optional*): Stable Diffusion 1.x and 2.x only.
+        force_zeros_for_empty_prompt (`bool`, *optional*): Stable Diffusion XL only.
+        add_watermarker (`bool`, *optional*): Stable Diffusion XL only.
+
+    Raises:
+        ImportError: If the base is a Stable Diffusion XL and this release has no pipeline for it.
+        TypeError: If a component is given that the pipeline of this base does not know.
+    """
+
+    # Components by this list and required in the signature, as upstream's `safety_checker`: with a default of `None`
+    # diffusers would load the checkpoint's component over the caller's.
+    _optional_components = [
+        "text_encoder_2",
+        "tokenizer_2",
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+        "clip_model",
+        "emotion_classifier",
+        "preview_vae",
+    ]
+
+    def __new__(cls, **components) -> DiffusionPipeline:
+        """Builds the pipeline that fits; as it is none of this class, Python does not call `__init__`."""
+        has_two_encoders = components.get("text_encoder_2") is not None
+        pipeline_class = _muse_xl_pipeline_class() if has_two_encoders else _muse_pipeline_class()
+        components = {**dict.fromkeys(cls._optional_components), **components}
+        known = inspect.signature(pipeline_class.__init__).parameters
+        return pipeline_class(**{k: v for k, v in components.items() if k in known or v is not None})
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        text_encoder_2: CLIPTextModelWithProjection,
+        tokenizer: CLIPTokenizer,
+        tokenizer_2: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: StableDiffusionSafetyChecker,
+        feature_extractor: CLIPImageProcessor,
+        image_encoder: CLIPVisionModelWithProjection,
+        clip_model: CLIPModel,
+        emotion_classifier: PreTrainedModel,
+        preview_vae: AutoencoderTiny,
+        semantic_threshold: float = 18.0,
+        requires_safety_checker: bool = True,
+        force_zeros_for_empty_prompt: bool = True,
+        add_watermarker: bool | None = None,
+    ):
+        # diffusers reads this signature to learn what to load; `__new__` does the work.
+        super().__init__()
