@@ -1,0 +1,44 @@
+# make demo     one scene in eight emotions, an edited picture, and a plot of the inner loop, under outputs/
+# make test     the test suite
+# make lint     what .ci/run checks besides: ruff and mypy
+# make style    format and sort imports
+#
+# Each command first makes $(VENV) with the versions of constraints.txt, where that is missing or out of date.
+# TORCH_INSTALL_ARGS are pip's arguments for PyTorch. The default takes the build that your package index offers first:
+# on macOS and Windows one for the CPU, on Linux one for CUDA, which runs on the CPU just as well but is a large
+# download. For the small one, append "--index-url" and the address of the CPU wheels that PyTorch's installation
+# page names.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INSTALL_ARGS ?= torch==2.13.0
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint quality style install
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH_INSTALL_ARGS)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[demo,eval,test,train]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/quickstart.py $(DEMO_ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint quality: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
