@@ -1,0 +1,132 @@
+"""Tiny models with random weights, made in code, in the shapes that the pipelines expect."""
+
+import json
+import shutil
+import string
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+VISION_CONFIG = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+    "image_size": 32,
+    "projection_dim": 16,
+}
+
+
+def tokenizer() -> CLIPTokenizer:
+    """A tokenizer of single letters, for sequences of 16 tokens."""
+    letters = [*string.ascii_lowercase, *(letter + "</w>" for letter in string.ascii_lowercase)]
+    vocabulary = {token: index for index, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+
+
+def text_config() -> CLIPTextConfig:
+    """The text half of the tiny CLIP, in step with `tokenizer`."""
+    words = tokenizer()
+    return CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        projection_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=words.model_max_length,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+
+
+def clip_model(seed: int = 0) -> CLIPModel:
+    """A CLIP for images of 32 px."""
+    torch.manual_seed(seed)
+    config = CLIPConfig(text_config=text_config().to_dict(), vision_config=VISION_CONFIG, projection_dim=16)
+    return CLIPModel(config).eval()
+
+
+def emotion_classifier(seed: int = 0, **config) -> SimEmoForImageClassification:
+    """A SimEmo for images of 32 px; `config` overrides parts of its configuration."""
+    torch.manual_seed(seed)
+    config = {"vision_config": VISION_CONFIG, "head_hidden_sizes": [24], **config}
+    return SimEmoForImageClassification(SimEmoConfig(**config)).eval()
+
+
+def preview_vae(seed: int = 0) -> AutoencoderTiny:
+    """A tiny autoencoder with the latent shape of `stable_diffusion`'s."""
+    torch.manual_seed(seed)
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    channels = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    return AutoencoderTiny(latent_channels=4, upsampling_scaling_factor=2, **channels, **blocks).eval()
+
+
+def stable_diffusion(seed: int = 0) -> dict:
+    """The components of a tiny Stable Diffusion 1.x for images of 32 px (latents of 16), by name."""
+    torch.manual_seed(seed)
+    return {
+        "vae": AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=32,
+        ).eval(),
+        "text_encoder": CLIPTextModel(text_config()).eval(),
+        "tokenizer": tokenizer(),
+        "unet": UNet2DConditionModel(
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            sample_size=16,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        ).eval(),
+        "scheduler": DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+
+
+def muse_models() -> dict[str, torch.nn.Module | PreTrainedModel]:
+    """The components that MUSE adds to Stable Diffusion, by name."""
+    return {"clip_model": clip_model(), "emotion_classifier": emotion_classifier(), "preview_vae": preview_vae()}
+
+
+def save_base(folder: Path) -> Path:
+    """Saves a tiny Stable Diffusion 1.x checkpoint, as anyone has it who never heard of MUSE."""
+    StableDiffusionPipeline(**stable_diffusion(), requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def save_muse(folder: Path, semantic_threshold: float = 21.5) -> Path:
+    """Saves a tiny checkpoint in the layout of this repository: a base, the models of MUSE, and the code."""
+    save_base(folder)
+    for name, model in muse_models().items():
+        model.save_pretrained(folder / name)
+    for source in REPOSITORY.glob("pipeline*.py"):
+        shutil.copy(source, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {
+        "_class_name": ["pipeline_muse", "MusePipeline"],
+        "clip_model": ["transformers", "CLIPModel"],
+        "emotion_classifier": ["modeling_simemo", "SimEmoForImageClassification"],
+        "preview_vae": ["diffusers", "AutoencoderTiny"],
+        "semantic_threshold": semantic_threshold,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
