@@ -80,12 +80,11 @@ def _channel_values(name: str, values: object, num_channels: int) -> list[float]
 
 def _label_maps(id2label: dict | None, label2id: dict | None) -> tuple[dict[int, str], dict[str, int]]:
     """Returns both label maps, completing the missing one; a `ValueError` says where they are not one numbering."""
-    if id2label is None and label2id is None:
-        id2label = dict(enumerate(EMOSET_LABELS))
-    elif id2label is None:
-        id2label = {index: label for label, index in label2id.items()}
+    if id2label is None:
+        names = label2id or {label: index for index, label in enumerate(EMOSET_LABELS)}
+        id2label = {index: label for label, index in names.items()}
     id2label = {int(index): label for index, label in sorted(id2label.items(), key=lambda item: int(item[0]))}
-    if list(id2label) != list(range(len(id2label))):
+    if not id2label or list(id2label) != list(range(len(id2label))):
         raise ValueError(f"`id2label` must number its labels from 0 without gaps, got the indices {list(id2label)}.")
     inverse = {label: index for index, label in id2label.items()}
     if len(inverse) != len(id2label):
@@ -153,33 +152,31 @@ class SimEmoConfig(PreTrainedConfig):
         if vision_config is None:
             vision_config = VIT_L_14
         if isinstance(vision_config, CLIPVisionConfig):
-            vision_config = copy.deepcopy(vision_config)
+            tower = copy.deepcopy(vision_config)
         elif isinstance(vision_config, dict):
-            vision_config = CLIPVisionConfig(**vision_config)
+            tower = CLIPVisionConfig(**vision_config)
         else:
             raise ValueError(f"`vision_config` must be a dict or a CLIPVisionConfig, got {type(vision_config)}.")
         if projection_dim is not None:
-            vision_config.projection_dim = _positive_int("projection_dim", projection_dim)
-        if image_size is not None and image_size != vision_config.image_size:
-            raise ValueError(
-                f"`image_size` must be that of `vision_config`, {vision_config.image_size}, got {image_size!r}."
-            )
+            tower.projection_dim = _positive_int("projection_dim", projection_dim)
+        if image_size is not None and image_size != tower.image_size:
+            raise ValueError(f"`image_size` must be that of `vision_config`, {tower.image_size}, got {image_size!r}.")
         if not isinstance(head_hidden_sizes, (list, tuple)):
             raise ValueError(f"`head_hidden_sizes` must be a list of integers, got {head_hidden_sizes!r}.")
         if logit_scale is not None and not (isinstance(logit_scale, (int, float)) and 0 < logit_scale < math.inf):
             raise ValueError(f"`logit_scale` must be a positive finite number or None, got {logit_scale!r}.")
-        image_std = _channel_values("image_std", image_std, vision_config.num_channels)
+        image_std = _channel_values("image_std", image_std, tower.num_channels)
         if min(image_std) <= 0:
             raise ValueError(f"`image_std` must be positive, got {image_std}.")
 
-        self.vision_config = vision_config
-        self.projection_dim = vision_config.projection_dim
+        self.vision_config = tower
+        self.projection_dim = tower.projection_dim
         self.head_hidden_sizes = [_positive_int("head_hidden_sizes", size) for size in head_hidden_sizes]
         self.head_bias = bool(head_bias)
         self.normalize_features = bool(normalize_features)
         self.logit_scale = logit_scale if logit_scale is None else float(logit_scale)
-        self.image_size = vision_config.image_size
-        self.image_mean = _channel_values("image_mean", image_mean, vision_config.num_channels)
+        self.image_size = tower.image_size
+        self.image_mean = _channel_values("image_mean", image_mean, tower.num_channels)
         self.image_std = image_std
 
         num_labels = kwargs.pop("num_labels", None)

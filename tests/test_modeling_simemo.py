@@ -176,6 +176,7 @@ def test_a_given_config_is_not_changed():
         ({"image_std": [0.5, 0.5, 0.0]}, "image_std"),
         ({"image_std": [0.5, 0.5, float("inf")]}, "image_std"),
         ({"id2label": {0: "awe", 2: "fear"}}, "without gaps"),
+        ({"id2label": {}}, "without gaps"),
         ({"id2label": {0: "awe", 1: "awe"}}, "twice"),
         ({"id2label": {0: "awe", 1: "fear"}, "label2id": {"awe": 1, "fear": 0}}, "inverse"),
         ({"id2label": {0: "awe", 1: "fear"}, "num_labels": 3}, "num_labels"),
