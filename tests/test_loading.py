@@ -73,6 +73,7 @@ assert pipe.clip_model is not None and pipe.preview_vae is not None
 assert pipe.config.semantic_threshold == 21.5
 output = pipe("a cat", emotion="awe", num_inference_steps=2, max_inner_steps=1, semantic_threshold=0, output_type="pt")
 assert output.images.shape == (1, 3, 32, 32)
+assert output.emotion_tokens.isfinite().all()
 """)
     )
 
