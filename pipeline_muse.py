@@ -1,0 +1,1616 @@
+# Copyright 2026 The MUSE pipelines authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""MUSE (https://huggingface.co/papers/2511.21051): an emotion for Stable Diffusion 1.x and 2.x, at test time.
+
+Read from top to bottom: the emotions, the loss (WHICH), the gate's similarity (WHEN), the one-step preview, then the
+pipeline, whose inner loop optimises the emotional tokens (HOW).
+"""
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput, StableDiffusionSafetyChecker
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg, retrieve_timesteps
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+
+logger = logging.get_logger(__name__)
+
+# Mikels' wheel, a cycle: each emotion stands beside the two that it is most easily mistaken for.
+MIKELS_WHEEL = ("amusement", "contentment", "awe", "excitement", "fear", "sadness", "disgust", "anger")
+POSITIVE_EMOTIONS = frozenset(MIKELS_WHEEL[:4])
+
+# Keeps gradients of a float16 network out of the range where they round to zero; they are divided by it again.
+FLOAT16_LOSS_SCALE = 1024.0
+
+# Tokens started from one hidden state would get one gradient; this share of noise tells them apart.
+START_JITTER = 0.1
+
+NUM_EMOTION_TOKENS = 4
+MAX_WEIGHT = 1e6  # learning rates, weights and scales beyond it are mistakes
+
+Emotion = str | Mapping[str, float] | None
+
+
+# --------------------------------------------------------------------------------------
+# Which: emotions and the loss
+# --------------------------------------------------------------------------------------
+
+
+def wheel_neighbors(label: str, same_valence: bool = True) -> list[str]:
+    """
+    The emotions next to `label` on Mikels' wheel.
+
+    Args:
+        label (`str`): An emotion. One that is not on the wheel has no neighbours.
+        same_valence (`bool`, defaults to `True`): Keep only neighbours of the same valence, after the polarity-aware
+            distance of "To err like human" (NeurIPS 2024).
+
+    Returns:
+        `list[str]`: Up to two labels.
+    """
+    if label not in MIKELS_WHEEL:
+        return []
+    place = MIKELS_WHEEL.index(label)
+    neighbors = [MIKELS_WHEEL[(place + step) % len(MIKELS_WHEEL)] for step in (-1, 1)]
+    if same_valence:
+        neighbors = [other for other in neighbors if (other in POSITIVE_EMOTIONS) == (label in POSITIVE_EMOTIONS)]
+    return neighbors
+
+
+def normalize_emotion(emotion: Emotion, labels: Sequence[str]) -> dict[str, float]:
+    """
+    Turns one `emotion` entry into weights that sum to one; `None` has none.
+
+    Args:
+        emotion (`str`, `Mapping[str, float]` or `None`): A label, or a mixture as label -> weight (>= 0).
+        labels (`Sequence[str]`): The labels that the classifier knows.
+
+    Raises:
+        ValueError: For a label that the classifier does not know, and for weights that are negative, not finite or
+            all zero.
+        TypeError: For anything that is neither a label, a mapping nor `None`.
+    """
+    if emotion is None:
+        return {}
+    if isinstance(emotion, str):
+        emotion = {emotion: 1.0}
+    if not isinstance(emotion, Mapping):
+        raise TypeError(
+            f"`emotion` has to be a label, a mapping from labels to weights, or a list of them, but is {emotion!r}."
+        )
+    for label, weight in emotion.items():
+        if label not in labels:
+            raise ValueError(f"`emotion` {label!r} is not known to the classifier, which knows {sorted(labels)}.")
+        if not is_number(weight) or not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"`emotion` weights have to be finite numbers >= 0, but {label!r} has {weight!r}.")
+    total = sum(emotion.values())
+    if not 0 < total < math.inf:
+        raise ValueError(f"`emotion` weights have to sum to a finite number above 0, but {dict(emotion)} does not.")
+    return {label: weight / total for label, weight in emotion.items() if weight > 0}
+
+
+def label_weights(rows: Iterable[Mapping[str, float]], labels: Sequence[str]) -> torch.Tensor:
+    """Rows of label -> weight as a float32 matrix of shape `(len(rows), len(labels))`; absent labels weigh zero."""
+    return torch.tensor([[row.get(label, 0.0) for label in labels] for row in rows], dtype=torch.float32)
+
+
+def muse_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    inherent: torch.Tensor,
+    similar: torch.Tensor,
+    inherent_weight: float,
+    similar_weight: float,
+) -> torch.Tensor:
+    """
+    The multi-emotion loss (Eq. 11-13), one value per sample, in float32:
+    `CE(target) - inherent_weight * CE(inherent) - similar_weight * CE(similar)`.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The classifier's output.
+        target, inherent, similar (`torch.Tensor` of shape `(batch_size, num_labels)`): Weights over the labels; a row
+            sums to one (a mean of cross-entropies), or is zero where a sample has no such label.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`.
+    """
+    cross_entropy = -logits.float().log_softmax(dim=-1)  # against every label at once
+    weights = target - inherent_weight * inherent - similar_weight * similar
+    return (weights * cross_entropy).sum(dim=-1)
+
+
+# --------------------------------------------------------------------------------------
+# Pixels, previews and similarity
+# --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """What a vision model wants to see: a square of `size` pixels, normalised by `mean` and `std` per channel."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_classifier(cls, classifier: PreTrainedModel) -> "PixelSpec":
+        """Reads `image_size`, `image_mean` and `image_std` from the classifier's config."""
+        missing = [name for name in ("image_size", "image_mean", "image_std") if not hasattr(classifier.config, name)]
+        if missing:
+            raise ValueError(
+                f"`emotion_classifier` {type(classifier).__name__} lacks {missing} in its config: load it with"
+                " `pipe.load_emotion_classifier(model, image_processor=...)`, which writes them there."
+            )
+        config = classifier.config
+        return cls(config.image_size, tuple(config.image_mean), tuple(config.image_std))
+
+    @classmethod
+    def from_clip(cls, clip_model: CLIPModel) -> "PixelSpec":
+        """OpenAI CLIP's normalisation at the size of the model's own vision tower."""
+        return cls(clip_model.config.vision_config.image_size, tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))
+
+    def prepare(self, image: torch.Tensor) -> torch.Tensor:
+        """
+        Resizes (bicubic, antialiased) and normalises differentiably. Nothing is clamped: a clamp has no gradient.
+
+        Args:
+            image (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Pixels in [-1, 1].
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, 3, size, size)`, float32.
+        """
+        image = image.float() / 2 + 0.5
+        if image.shape[-2:] != (self.size, self.size):
+            image = F.interpolate(image, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False)
+        mean, std = (image.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (image - mean) / std
+
+
+def signal_level(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor:
+    """
+    The cumulative alpha of `timestep`: the share of signal in the network's input. No scheduler state is changed.
+
+    Schedulers with `sigmas` know their own noise level (also for fractional timesteps): alpha = 1 / (1 + sigma**2).
+
+    Raises:
+        ValueError: If the scheduler has neither `sigmas` nor `alphas_cumprod`, or is a flow-matching one.
+    """
+    config = scheduler.config
+    is_flow = config.get("use_flow_sigmas", False) or config.get("prediction_type") == "flow_prediction"
+    if not is_flow and hasattr(scheduler, "sigmas") and hasattr(scheduler, "index_for_timestep"):
+        index = scheduler.step_index if scheduler.step_index is not None else scheduler.index_for_timestep(timestep)
+        return 1 / (1 + scheduler.sigmas[index].double() ** 2)
+    if not is_flow and hasattr(scheduler, "alphas_cumprod"):
+        return scheduler.alphas_cumprod[int(timestep)].double()
+    raise ValueError(
+        f"`scheduler` {type(scheduler).__name__} does not tell the noise level of a timestep, which MUSE's one-step"
+        " preview needs. Use a diffusion scheduler such as DDIMScheduler."
+    )
+
+
+def predict_x0(
+    model_input: torch.Tensor, noise_pred: torch.Tensor, alpha_cumprod: float | torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """
+    One-step estimate of the clean latents (Eq. 6), in float32: `(z - sqrt(1 - a) eps) / sqrt(a)` for noise prediction.
+
+    Args:
+        model_input (`torch.Tensor` of shape `(batch_size, channels, height, width)`): The latents as the network sees
+            them, that is after `scheduler.scale_model_input`, so that one formula serves every scheduler.
+        noise_pred (`torch.Tensor`, same shape): The network's (guided) output.
+        alpha_cumprod (`float` or scalar tensor): See [`signal_level`].
+        prediction_type (`str`): "epsilon", "v_prediction" or "sample".
+    """
+    signal, noise = float(alpha_cumprod) ** 0.5, (1 - float(alpha_cumprod)) ** 0.5
+    if prediction_type == "epsilon":
+        return (model_input.float() - noise * noise_pred.float()) / signal
+    if prediction_type == "v_prediction":
+        return signal * model_input.float() - noise * noise_pred.float()
+    if prediction_type == "sample":
+        return noise_pred.float()
+    raise ValueError(f"`scheduler` predicts {prediction_type!r}; MUSE knows epsilon, v_prediction and sample.")
+
+
+def guide_noise(
+    noise_reference: torch.Tensor | None,
+    noise_cond: torch.Tensor,
+    guidance_scale: float,
+    guidance_rescale: float = 0.0,
+) -> torch.Tensor:
+    """Classifier-free guidance (Eq. 2 of Imagen) away from `noise_reference`; without one the condition alone."""
+    if noise_reference is None:
+        return noise_cond
+    noise_pred = noise_reference + guidance_scale * (noise_cond - noise_reference)
+    if guidance_rescale > 0.0:
+        noise_pred = rescale_noise_cfg(noise_pred, noise_cond, guidance_rescale=guidance_rescale)
+    return noise_pred
+
+
+def clip_similarity(
+    clip_model: CLIPModel, image: torch.Tensor, text_inputs: Mapping[str, torch.Tensor], scale: float | None = None
+) -> torch.Tensor:
+    """
+    `scale * cos(image, text)` (Eq. 10) of each sample, in float32.
+
+    Args:
+        clip_model (`CLIPModel`): The gate's model. Its `forward` is called, so that offloading hooks see it.
+        image (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Pixels in [-1, 1].
+        text_inputs (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask`, shape `(batch_size, length)`.
+        scale (`float`, *optional*): Defaults to CLIP's own logit scale, 100 in the released models.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`.
+    """
+    pixels = PixelSpec.from_clip(clip_model).prepare(image).to(clip_model.dtype)
+    output = clip_model(pixel_values=pixels, **text_inputs)
+    scale = clip_model.logit_scale.float().exp() if scale is None else scale
+    return scale * F.cosine_similarity(output.image_embeds.float(), output.text_embeds.float(), dim=-1)
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Any photograph as upright 8-bit RGB: EXIF rotation applied, 16-bit scaled down, transparency laid on white."""
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels = np.asarray(image, dtype=np.float32)
+        image = PIL.Image.fromarray((pixels / max(255.0, pixels.max()) * 255).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def array_to_rgb(array: np.ndarray) -> PIL.Image.Image:
+    """An array of shape `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)`, uint8 or floats in [0, 1], as a picture."""
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[-1] not in (3, 4)) or array.size == 0:
+        raise ValueError(f"`image` arrays have to be of shape (H, W) or (H, W, 3 or 4), but are {array.shape}.")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ValueError("`image` arrays of floats have to lie in [0, 1].")
+        array = (array * 255).round().astype(np.uint8)
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"`image` arrays have to hold uint8, uint16 or floats, but hold {array.dtype}.")
+    return to_rgb(PIL.Image.fromarray(array))
+
+
+def fit_size(width: int, height: int, area: int, multiple: int = 8) -> tuple[int, int]:
+    """The size of about `area` pixels with the aspect ratio of `(width, height)`, in multiples of `multiple`."""
+    scale = (area / (width * height)) ** 0.5
+    return tuple(max(multiple, round(side * scale / multiple) * multiple) for side in (width, height))
+
+
+# --------------------------------------------------------------------------------------
+# Checks, contexts and records
+# --------------------------------------------------------------------------------------
+
+
+def is_number(value: Any) -> bool:
+    """True for real numbers, also NumPy's, but not for booleans."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_range(name: str, value: Any, low: float, high: float = math.inf, integer: bool = False) -> None:
+    """Raises a `TypeError` or `ValueError` that names the argument unless `low <= value <= high`."""
+    if not is_number(value) or (integer and not isinstance(value, numbers.Integral)):
+        raise TypeError(f"`{name}` has to be {'an integer' if integer else 'a number'}, but is {value!r}.")
+    if not low <= value <= high:
+        raise ValueError(f"`{name}` has to lie in [{low}, {high}], but is {value!r}.")
+
+
+def steps_of_strength(strength: float, num_inference_steps: int) -> int:
+    """How many of the denoising steps an edit of this strength walks."""
+    return round(strength * num_inference_steps)
+
+
+def check_strength(strength: Any, num_inference_steps: int) -> None:
+    """Raises unless `strength` lies in (0, 1] and leaves at least one step."""
+    check_range("strength", strength, 0, 1)
+    if steps_of_strength(strength, num_inference_steps) < 1:
+        raise ValueError(
+            f"`strength` has to lie in (0, 1] and leave a step to walk, but is {strength} of {num_inference_steps}."
+        )
+
+
+def accepted_arguments(function: Callable, **arguments: Any) -> dict[str, Any]:
+    """Those of `arguments` that `function` has parameters for; schedulers differ in what `step` takes."""
+    return {name: value for name, value in arguments.items() if name in inspect.signature(function).parameters}
+
+
+def repeat_each(values: list, times: int) -> list:
+    """`[a, b]` -> `[a, a, b, b]`, the order in which upstream lays out several images per prompt."""
+    return [value for value in values for _ in range(times)]
+
+
+@contextmanager
+def frozen(*modules: torch.nn.Module) -> Iterator[None]:
+    """Modules in eval mode whose weights need no gradient; every flag returns to what it was, whatever happens."""
+    weights = [(weight, weight.requires_grad) for module in modules for weight in module.parameters()]
+    training = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.requires_grad_(False).eval()
+        yield
+    finally:
+        for weight, requires_grad in weights:
+            weight.requires_grad_(requires_grad)
+        for part, mode in training:
+            part.training = mode
+
+
+def fork_generator(generator: torch.Generator | list[torch.Generator] | None):
+    """A copy that draws what `generator` would draw next and leaves it where it is, so stock noise stays stock."""
+    if isinstance(generator, list):
+        return [fork_generator(one) for one in generator]
+    source = torch.default_generator if generator is None else generator
+    return torch.Generator(device=source.device).set_state(source.get_state())
+
+
+@dataclass
+class Iterate:
+    """One point of the inner loop that was evaluated: its loss, the noise it leads to, and the tokens themselves."""
+
+    loss: float
+    noise_pred: torch.Tensor  # (channels, h, w)
+    tokens: torch.Tensor  # (n, D)
+    index: int
+
+
+def select_rows(value: Any, null: list[int], cond: list[int], batch_size: int) -> Any:
+    """
+    Rows of conditioning for the null prompt of the samples `null` and the prompt of the samples `cond`, in nested
+    dicts and lists too. Upstream stacks null rows first, so prompt rows are always the last `batch_size`.
+    """
+    if isinstance(value, torch.Tensor):
+        first = value.shape[0] - batch_size
+        return value[null + [first + sample for sample in cond]]
+    if isinstance(value, dict):
+        return {key: select_rows(part, null, cond, batch_size) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [select_rows(part, null, cond, batch_size) for part in value]
+    return value
+
+
+@dataclass
+class Conditioning:
+    """All that the network is told besides latents and timestep, for `batch_size` images."""
+
+    batch_size: int
+    prompt_embeds: torch.Tensor  # (2 * batch_size, L, D) with the null prompt first, or (batch_size, L, D)
+    added_cond_kwargs: dict[str, Any] | None = None
+    timestep_cond: torch.Tensor | None = None
+    cross_attention_kwargs: dict[str, Any] | None = None
+
+    @property
+    def has_null(self) -> bool:
+        return self.prompt_embeds.shape[0] > self.batch_size
+
+
+@dataclass(frozen=True)
+class GuidanceSettings:
+    """The switches of the method, checked. Their meaning: [`MusePipeline.__call__`]."""
+
+    semantic_threshold: float
+    max_inner_steps: int
+    loss_threshold: float
+    stop_probability: float | None
+    emotion_learning_rate: float
+    inherent_weight: float
+    similar_weight: float
+    similarity_scale: float | None
+    max_token_norm: float | None
+    guided_preview: bool
+    carry_emotion_tokens: bool
+
+    def __post_init__(self):
+        check_range("semantic_threshold", self.semantic_threshold, 0)
+        check_range("max_inner_steps", self.max_inner_steps, 0, integer=True)
+        check_range("loss_threshold", self.loss_threshold, -math.inf)
+        if self.stop_probability is not None:
+            check_range("stop_probability", self.stop_probability, 0, 1)
+        for name in ("max_token_norm", "similarity_scale"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0, MAX_WEIGHT)
+        for name in ("emotion_learning_rate", "inherent_weight", "similar_weight"):
+            check_range(name, getattr(self, name), 0, MAX_WEIGHT)
+        for name in ("guided_preview", "carry_emotion_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"`{name}` has to be True or False, but is {getattr(self, name)!r}.")
+
+    def learning_rate(self, step: int) -> float:
+        """`lr * (1 - i / 100)` for the 0-based index i of the denoising step; zero from the 101st step on."""
+        return self.emotion_learning_rate * max(0.0, 1 - step / 100)
+
+
+@dataclass
+class MuseTrace:
+    """
+    What happened to one image; with it the paper's Figure 2 can be drawn.
+
+    Args:
+        labels (`list[str]`): The classifier's labels, in the order of `probabilities`.
+        emotion (`dict[str, float]`): The target, as weights that sum to one; empty without an emotion.
+        gate_step (`int`, *optional*): Index of the denoising step at which guidance started; `None`: it never did.
+        similarity (`list[float]`): 100 * cos of preview and prompt (in CLIP's own scale) at each step up to that one.
+        inherent_emotion (`str`, *optional*): What the preview evoked before the gate opened.
+        loss (`list[list[float]]`): Per guided step, the loss of each iterate of the tokens, the start included.
+        probabilities (`list[list[list[float]]]`): Per guided step and iterate, the probability of each label.
+        kept (`list[int]`): Per guided step, the iterate with the least loss, whose noise was used.
+    """
+
+    labels: list[str]
+    emotion: dict[str, float]
+    gate_step: int | None = None
+    similarity: list[float] = field(default_factory=list)
+    inherent_emotion: str | None = None
+    loss: list[list[float]] = field(default_factory=list)
+    probabilities: list[list[list[float]]] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+
+    @property
+    def inner_steps(self) -> int:
+        """Adam steps spent in total."""
+        return sum(len(losses) - 1 for losses in self.loss)
+
+    @property
+    def target_probability(self) -> float | None:
+        """Probability of the target labels at the last kept iterate."""
+        if not self.kept:
+            return None
+        kept = self.probabilities[-1][self.kept[-1]]
+        return sum(p for label, p in zip(self.labels, kept) if label in self.emotion)
+
+
+@dataclass
+class GuidanceState:
+    """What MUSE knows about the images of a batch while it denoises: B images, C labels, n tokens of width D."""
+
+    target: torch.Tensor  # (B, C), rows sum to 1, or to 0 without an emotion
+    similar: torch.Tensor  # (B, C)
+    inherent: torch.Tensor  # (B, C), zero until the gate opens
+    traces: list[MuseTrace]
+    start_tokens: torch.Tensor | None = None  # (B, n, D), float32
+    tokens: torch.Tensor | None = None  # (B, n, D), float32
+    norm_limit: torch.Tensor | None = None  # (B,)
+    text_inputs: dict[str, torch.Tensor] | None = None  # the gate's text, each of shape (B, length)
+    previous_preview: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def closed(self) -> list[int]:
+        """Samples that are denoised without tokens."""
+        return [b for b, trace in enumerate(self.traces) if trace.gate_step is None]
+
+    @property
+    def waiting(self) -> list[int]:
+        """Samples whose gate may still open."""
+        return [b for b in self.closed if self.traces[b].emotion]
+
+    @property
+    def opened(self) -> list[int]:
+        return [b for b, trace in enumerate(self.traces) if trace.gate_step is not None]
+
+    def open_gate(self, sample: int, step: int, logits: torch.Tensor) -> None:
+        """Starts guidance of a sample whose preview evoked `logits` before; that emotion is its inherent one."""
+        trace = self.traces[sample]
+        label = int(logits.argmax())
+        trace.gate_step, trace.inherent_emotion = step, trace.labels[label]
+        self.inherent[sample] = 0.0
+        if self.target[sample, label] == 0:  # else target and inherent terms would cancel
+            self.inherent[sample, label] = 1.0
+
+    def summary(self) -> dict[str, str]:
+        """The loop's state for the postfix of the progress bar."""
+        guided = [self.traces[b] for b in self.opened]
+        postfix = {"gate": f"{len(guided)}/{sum(bool(trace.emotion) for trace in self.traces)}"}
+        if guided:
+            postfix["inner"] = str(sum(trace.inner_steps for trace in guided))
+            postfix["p"] = f"{sum(trace.target_probability for trace in guided) / len(guided):.2f}"
+        return postfix
+
+
+@dataclass
+class MusePipelineOutput(StableDiffusionPipelineOutput):
+    """
+    Output of [`MusePipeline`].
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): As upstream.
+        nsfw_content_detected (`list[bool]`, *optional*): As upstream.
+        emotion_tokens (`torch.Tensor` of shape `(batch_size, num_emotion_tokens, embedding_dim)`, *optional*): The
+            optimised tokens, float32; pass them as `emotion_tokens=` to start from them. `None` without an emotion.
+        trace (`list[MuseTrace]`, *optional*): One per image. `None` without an emotion.
+    """
+
+    emotion_tokens: torch.Tensor | None = None
+    trace: list[MuseTrace] | None = None
+
+
+# --------------------------------------------------------------------------------------
+# The pipeline
+# --------------------------------------------------------------------------------------
+
+
+class MusePipeline(StableDiffusionPipeline):
+    """
+    Text-to-image generation and photo editing that evoke an emotion, with Stable Diffusion 1.x and 2.x.
+
+    Derives from [`StableDiffusionPipeline`] and does exactly what it does unless `emotion` or `image` is given.
+    Components as upstream, plus three optional ones and one setting:
+
+    Args:
+        clip_model (`CLIPModel`): Opens the semantic gate; reads the prompt through the pipeline's own tokenizer.
+            `None` is fine while `semantic_threshold` is 0 or infinite.
+        emotion_classifier (`PreTrainedModel`): Pixels in, logits out, names in `config.id2label`; `image_size`,
+            `image_mean` and `image_std` in its config. `None` is fine while no `emotion` is given.
+        preview_vae (`AutoencoderTiny`): Decodes previews and the guidance image in place of `vae`. May be `None`.
+        semantic_threshold (`float`, defaults to 18.0): The gate's threshold for this checkpoint's CLIP, in units of
+            `clip_model.logit_scale.exp() * cos`. 18 is the paper's, for OpenAI's ViT-L/14.
+    """
+
+    # Guidance sends gradients back through unet, vae and classifier: whatever comes after the unet has to stay put,
+    # so the chain of modules that push each other out ends there.
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet"
+    _optional_components = StableDiffusionPipeline._optional_components + [
+        "clip_model",
+        "emotion_classifier",
+        "preview_vae",
+    ]
+    _callback_tensor_inputs = StableDiffusionPipeline._callback_tensor_inputs + ["emotion_tokens"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: StableDiffusionSafetyChecker,
+        feature_extractor: CLIPImageProcessor,
+        image_encoder: CLIPVisionModelWithProjection = None,
+        requires_safety_checker: bool = True,
+        *,
+        clip_model: CLIPModel,
+        emotion_classifier: PreTrainedModel,
+        preview_vae: AutoencoderTiny,
+        semantic_threshold: float = 18.0,
+    ):
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            requires_safety_checker=requires_safety_checker,
+        )
+        self.register_modules(clip_model=clip_model, emotion_classifier=emotion_classifier, preview_vae=preview_vae)
+        self.register_to_config(semantic_threshold=semantic_threshold)
+
+    def load_emotion_classifier(self, classifier: PreTrainedModel, image_processor: Any = None) -> None:
+        """
+        Makes `classifier` the one that guides, and the one that `save_pretrained` saves.
+
+        Args:
+            classifier (`PreTrainedModel`): Any image classifier of transformers, or [`SimEmoForImageClassification`].
+            image_processor (*optional*): The classifier's own image processor; its size, mean and std are written
+                into the classifier's config, where the pipeline reads them. Not needed if they stand there already.
+
+        Raises:
+            TypeError: If `classifier` is not a `PreTrainedModel`.
+            ValueError: If size, mean or std are known from nowhere.
+        """
+        if not isinstance(classifier, PreTrainedModel):
+            raise TypeError(f"`classifier` has to be a transformers PreTrainedModel, but is {type(classifier)}.")
+        if image_processor is not None:
+            size = getattr(image_processor, "crop_size", None) or image_processor.size
+            classifier.config.image_size = size.get("height") or size["shortest_edge"]
+            classifier.config.image_mean = list(image_processor.image_mean)
+            classifier.config.image_std = list(image_processor.image_std)
+        PixelSpec.from_classifier(classifier)
+        self.register_modules(emotion_classifier=classifier)
+
+    @property
+    def emotion_labels(self) -> list[str]:
+        """The labels that `emotion` may name, in the classifier's order; empty without a classifier."""
+        if self.emotion_classifier is None:
+            return []
+        id2label = self.emotion_classifier.config.id2label
+        return [id2label[index] for index in sorted(id2label)]
+
+    # ---- checks --------------------------------------------------------------------------------------------------
+
+    def _check_emotion(
+        self, emotion: Emotion | list[Emotion], emotion_tokens: torch.Tensor | None, settings: GuidanceSettings
+    ) -> None:
+        """Raises a `ValueError` that says what is missing for guidance."""
+        if emotion is None:
+            if emotion_tokens is not None:
+                raise ValueError("`emotion_tokens` need an `emotion`.")
+            return
+        if self.emotion_classifier is None:
+            raise ValueError(
+                "`emotion` needs an `emotion_classifier`: pass one to `from_pretrained(..., emotion_classifier=model)`"
+                " or call `pipe.load_emotion_classifier(model)`."
+            )
+        PixelSpec.from_classifier(self.emotion_classifier)
+        if self.clip_model is None and 0 < settings.semantic_threshold < math.inf:
+            raise ValueError(
+                f"`semantic_threshold` {settings.semantic_threshold} needs a `clip_model` to measure the similarity"
+                " of preview and prompt: pass `clip_model=` to `from_pretrained`, or `semantic_threshold=0` to guide"
+                " from the first step."
+            )
+        if settings.max_inner_steps > 0 and torch.is_inference_mode_enabled():
+            raise ValueError(
+                "`emotion` needs gradients, which `torch.inference_mode()` forbids. Call the pipeline outside of it,"
+                " or under `torch.no_grad()`."
+            )
+        chain = (self.unet, self.vae if self.preview_vae is None else self.preview_vae, self.emotion_classifier)
+        if any(weight.is_inference() for module in chain for weight in module.parameters()):
+            raise ValueError("`emotion` needs weights that were not loaded inside `torch.inference_mode()`.")
+
+    def _resolve_prompts(
+        self,
+        prompt: str | list[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        emotion: Emotion | list[Emotion],
+    ) -> tuple[str | list[str] | None, list[dict[str, float]]]:
+        """
+        One target per prompt, and prompts where there are only emotions: "an image of {emotion}".
+
+        Returns:
+            `tuple`: The prompt (`None` if there are `prompt_embeds`), and per prompt the target as label -> weight.
+        """
+        entries = list(emotion) if isinstance(emotion, (list, tuple)) else None
+        if entries == []:
+            raise ValueError("`emotion` is an empty list; give one entry per prompt.")
+        targets = [normalize_emotion(entry, self.emotion_labels) for entry in (entries or [emotion])]
+        if prompt is None and prompt_embeds is None:
+            if not all(targets):
+                raise ValueError("`prompt` has to be given where `emotion` is None.")
+            prompt = [f"an image of {' and '.join(target)}" for target in targets]
+            return (prompt if entries else prompt[0]), targets
+        if prompt is None:
+            batch_size = prompt_embeds.shape[0]
+        else:
+            batch_size = len(prompt) if isinstance(prompt, list) else 1
+        if entries is None:
+            return prompt, targets * batch_size
+        if len(entries) != batch_size:
+            raise ValueError(f"`emotion` has {len(entries)} entries for {batch_size} prompts; give one for each.")
+        return prompt, targets
+
+    def _resolve_similar(
+        self, similar_emotions: str | Sequence[str] | Mapping[str, Sequence[str]] | None, target: dict[str, float]
+    ) -> dict[str, float]:
+        """The labels to keep away from as weights that sum to one (or none), without those of the target itself."""
+        if similar_emotions is None or similar_emotions == "both":
+            same_valence = similar_emotions is None
+            names = [other for label in target for other in wheel_neighbors(label, same_valence)]
+            names = [name for name in names if name in self.emotion_labels]
+        elif isinstance(similar_emotions, Mapping):
+            names = [other for label in target for other in similar_emotions.get(label, ())]
+        elif isinstance(similar_emotions, (list, tuple)):
+            names = list(similar_emotions)
+        else:
+            raise TypeError(
+                "`similar_emotions` has to be None, 'both', a list of labels or a mapping from labels to lists of"
+                f" labels, but is {similar_emotions!r}."
+            )
+        unknown = [name for name in names if name not in self.emotion_labels]
+        if unknown:
+            raise ValueError(f"`similar_emotions` {unknown} are not among {sorted(self.emotion_labels)}.")
+        names = sorted(set(names) - set(target))
+        return dict.fromkeys(names, 1 / len(names)) if names else {}
+
+    def _check_tokens(
+        self,
+        num_emotion_tokens: int | None,
+        emotion_tokens: torch.Tensor | None,
+        emotion_token_init: str,
+        num_prompts: int,
+        num_images_per_prompt: int,
+    ) -> None:
+        """Raises unless the start of the tokens is defined for every image."""
+        check_range("num_images_per_prompt", num_images_per_prompt, 1, integer=True)
+        batch_size = num_prompts * num_images_per_prompt
+        if emotion_token_init not in ("random", "emotion"):
+            raise ValueError(f"`emotion_token_init` has to be 'random' or 'emotion', but is {emotion_token_init!r}.")
+        if num_emotion_tokens is not None:
+            check_range("num_emotion_tokens", num_emotion_tokens, 1, integer=True)
+        if emotion_tokens is None:
+            return
+        if not isinstance(emotion_tokens, torch.Tensor):
+            raise TypeError(f"`emotion_tokens` has to be a tensor, but is {type(emotion_tokens)}.")
+        width = self.unet.config.cross_attention_dim
+        ok = emotion_tokens.ndim in (2, 3) and emotion_tokens.shape[-1] == width and emotion_tokens.shape[-2] > 0
+        ok = ok and (emotion_tokens.ndim == 2 or emotion_tokens.shape[0] in (1, batch_size))
+        ok = ok and num_emotion_tokens in (None, emotion_tokens.shape[-2])
+        if not ok:
+            raise ValueError(
+                f"`emotion_tokens` has to have shape ({num_emotion_tokens or 'n'}, {width}) or"
+                f" ({batch_size}, {num_emotion_tokens or 'n'}, {width}), but has {tuple(emotion_tokens.shape)}."
+            )
+        if not torch.isfinite(emotion_tokens).all():
+            raise ValueError("`emotion_tokens` has to be finite, but holds infinite values or NaN.")
+
+    def _resolve_semantic_prompts(
+        self,
+        semantic_prompt: str | list[str] | None,
+        prompt: str | list[str] | None,
+        num_prompts: int,
+        settings: GuidanceSettings,
+    ) -> list[str] | None:
+        """The gate's text for each prompt; `None` where the gate asks no CLIP."""
+        text = prompt if semantic_prompt is None else semantic_prompt
+        texts = text if isinstance(text, list) else [text] * num_prompts
+        if semantic_prompt is not None and not all(isinstance(one, str) for one in texts):
+            raise TypeError(f"`semantic_prompt` has to be a string or a list of strings, but is {semantic_prompt!r}.")
+        if len(texts) != num_prompts:
+            raise ValueError(f"`semantic_prompt` has {len(texts)} entries for {num_prompts} prompts.")
+        if self.clip_model is None or settings.semantic_threshold <= 0:
+            return None
+        if text is None and settings.semantic_threshold < math.inf:
+            raise ValueError("`semantic_prompt` has to be given with `prompt_embeds`, or `semantic_threshold=0`.")
+        return texts if text is not None else None
+
+    @staticmethod
+    def _resolve_reference(guidance_reference: str | None, image: Any, negative_prompt: Any, null_embeds: Any) -> bool:
+        """Whether guidance leads away from the source prompt instead of the null prompt."""
+        if guidance_reference not in (None, "null", "source"):
+            raise ValueError(f"`guidance_reference` has to be 'null' or 'source', but is {guidance_reference!r}.")
+        has_negative = negative_prompt is not None or null_embeds is not None
+        if guidance_reference is None:
+            return image is not None and not has_negative
+        if guidance_reference == "source" and image is None:
+            raise ValueError("`guidance_reference='source'` needs an `image` to edit.")
+        if guidance_reference == "source" and has_negative:
+            raise ValueError("`negative_prompt` has no place with `guidance_reference='source'`; use 'null'.")
+        return guidance_reference == "source"
+
+    # ---- images in and out ---------------------------------------------------------------------------------------
+
+    def _resolve_image(
+        self,
+        image: PipelineImageInput | None,
+        height: int | None,
+        width: int | None,
+        num_prompts: int,
+        strength: float,
+        num_inference_steps: int,
+        timesteps: list[int] | None,
+        sigmas: list[float] | None,
+    ) -> tuple[list[PIL.Image.Image] | torch.Tensor | None, int, int]:
+        """The source, if there is one, and the height and width of the result."""
+        if image is None:
+            native_height, native_width = self._native_size()
+            return None, height or native_height, width or native_width
+        if timesteps is not None or sigmas is not None:
+            raise ValueError("`timesteps` and `sigmas` cannot be given with `image`: an edit walks DDIM's own path.")
+        check_range("num_inference_steps", num_inference_steps, 1, integer=True)
+        check_strength(strength, num_inference_steps)
+        image = self._check_image(image, num_prompts)
+        return image, *self._image_size(image, height, width)
+
+    def _check_image(self, image: PipelineImageInput, batch_size: int) -> list[PIL.Image.Image] | torch.Tensor:
+        """The source as upright RGB pictures (one, or `batch_size`), or as a tensor of shape `(n, 3, H, W)`."""
+        if isinstance(image, np.ndarray):
+            image = list(image) if image.ndim == 4 else image
+        images = list(image) if isinstance(image, (list, tuple)) else [image]
+        if not images or not all(isinstance(one, (PIL.Image.Image, np.ndarray, torch.Tensor)) for one in images):
+            kinds = sorted({type(one).__name__ for one in images}) or "an empty list"
+            raise TypeError(f"`image` has to be a PIL image, an array, a tensor or a list of them, but is {kinds}.")
+        if isinstance(images[0], torch.Tensor):
+            if any(not isinstance(one, torch.Tensor) or one.shape != images[0].shape for one in images):
+                raise ValueError("`image` has to hold tensors of one shape.")
+            batch = torch.cat(images) if images[0].ndim == 4 else torch.stack(images)
+            if batch.ndim != 4 or batch.shape[1] != 3 or not torch.isfinite(batch).all():
+                raise ValueError(f"`image` tensors have to be finite, of shape (3, H, W), but are {batch.shape[1:]}.")
+            count, result = batch.shape[0], batch
+        else:
+            result = [to_rgb(one) if isinstance(one, PIL.Image.Image) else array_to_rgb(one) for one in images]
+            count = len(result)
+        if count not in (1, batch_size):
+            raise ValueError(f"`image` holds {count} pictures for {batch_size} prompts; give one, or one for each.")
+        return result
+
+    def _image_size(
+        self, images: list[PIL.Image.Image] | torch.Tensor, height: int | None, width: int | None
+    ) -> tuple[int, int]:
+        """Height and width for editing: the source's aspect ratio at the checkpoint's native number of pixels."""
+        if height and width:
+            return height, width
+        sizes = {image.size for image in images} if isinstance(images, list) else {tuple(images.shape[:1:-1])}
+        if len(sizes) > 1:
+            raise ValueError(f"`image` holds pictures of sizes {sorted(sizes)}; give `height` and `width` for them.")
+        native_height, native_width = self._native_size()
+        width, height = fit_size(*sizes.pop(), area=native_height * native_width)
+        return height, width
+
+    def _native_size(self) -> tuple[int, int]:
+        """Height and width in pixels that the network was trained for."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    def _encode_image(
+        self, images: list[PIL.Image.Image] | torch.Tensor, height: int, width: int, batch_size: int
+    ) -> torch.Tensor:
+        """Latents of the source, shape `(batch_size, channels, h, w)`: the mode of the posterior, so no noise."""
+        pixels = self.image_processor.preprocess(images, height=height, width=width)
+        pixels = pixels.to(self._execution_device, self.vae.dtype)
+        latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
+        return latents.repeat_interleave(batch_size // latents.shape[0], dim=0)
+
+    def _decode_preview(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels in about [-1, 1], through `preview_vae` if there is one; differentiable."""
+        vae = self.vae if self.preview_vae is None else self.preview_vae
+        return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+
+    def _decode_output(self, latents: torch.Tensor, generator: Any, output_type: str, dtype: torch.dtype) -> tuple:
+        """Images in the wanted form and the safety checker's verdicts, as upstream."""
+        if output_type == "latent":
+            image, has_nsfw_concept = latents, None
+        else:
+            image = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False, generator=generator)
+            image, has_nsfw_concept = self.run_safety_checker(image[0], self._execution_device, dtype)
+        keep = [True] * image.shape[0] if has_nsfw_concept is None else [not nsfw for nsfw in has_nsfw_concept]
+        image = self.image_processor.postprocess(image, output_type=output_type, do_denormalize=keep)
+        return image, has_nsfw_concept
+
+    # ---- conditioning --------------------------------------------------------------------------------------------
+
+    def _encode_conditioning(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        negative_prompt_embeds: torch.Tensor | None,
+        num_images_per_prompt: int,
+        with_null: bool,
+        ip_adapter_image: PipelineImageInput | None = None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
+    ) -> Conditioning:
+        """Upstream's encoding, with the null prompt's rows first if `with_null`."""
+        device = self._execution_device
+        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+            prompt,
+            device,
+            num_images_per_prompt,
+            with_null,
+            negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            lora_scale=(self.cross_attention_kwargs or {}).get("scale"),
+            clip_skip=self.clip_skip,
+        )
+        batch_size = prompt_embeds.shape[0]
+        conditioning = Conditioning(batch_size, prompt_embeds, cross_attention_kwargs=self.cross_attention_kwargs)
+        if with_null:
+            conditioning.prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
+        if ip_adapter_image is not None or ip_adapter_image_embeds is not None:
+            image_embeds = self.prepare_ip_adapter_image_embeds(
+                ip_adapter_image, ip_adapter_image_embeds, device, batch_size, with_null
+            )
+            conditioning.added_cond_kwargs = {"image_embeds": image_embeds}
+        if self.unet.config.time_cond_proj_dim is not None:
+            scale = torch.tensor(self.guidance_scale - 1).repeat(batch_size)
+            conditioning.timestep_cond = self.get_guidance_scale_embedding(
+                scale, embedding_dim=self.unet.config.time_cond_proj_dim
+            ).to(device, prompt_embeds.dtype)
+        return conditioning
+
+    def _tokenize_gate(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """The prompts as CLIP's text tower wants them."""
+        length = min(self.tokenizer.model_max_length, self.clip_model.config.text_config.max_position_embeddings)
+        tokens = self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).to(self._execution_device)
+        return {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+
+    def _emotion_word_state(self, label: str) -> torch.Tensor:
+        """The mean hidden state, shape `(D,)`, of a label's own tokens in "an image of {label}"."""
+        states, _ = self.encode_prompt(
+            f"an image of {label}", self._execution_device, 1, False, clip_skip=self.clip_skip
+        )
+        first = 1 + len(self.tokenizer("an image of", add_special_tokens=False).input_ids)
+        length = len(self.tokenizer(label, add_special_tokens=False).input_ids)
+        return states[0, first : first + length].float().mean(dim=0)
+
+    def _start_tokens(
+        self,
+        state: GuidanceState,
+        conditioning: Conditioning,
+        num_emotion_tokens: int | None,
+        emotion_tokens: torch.Tensor | None,
+        emotion_token_init: str,
+        generator: torch.Generator | list[torch.Generator] | None,
+        settings: GuidanceSettings,
+    ) -> None:
+        """
+        Sets where the optimisation starts, shape `(B, n, D)`, float32: the caller's tokens, or noise of the prompt
+        embedding's standard deviation, or the hidden state of the emotion's word with a little of that noise.
+        """
+        batch_size = conditioning.batch_size
+        prompt_embeds = conditioning.prompt_embeds[-batch_size:].float()
+        if emotion_tokens is not None:
+            tokens = emotion_tokens.to(prompt_embeds.device, torch.float32).expand(batch_size, -1, -1)
+        else:
+            shape = (batch_size, num_emotion_tokens or NUM_EMOTION_TOKENS, prompt_embeds.shape[-1])
+            noise = randn_tensor(shape, generator=fork_generator(generator), device=prompt_embeds.device)
+            tokens = prompt_embeds.std(dim=(1, 2), keepdim=True) * noise
+        if emotion_tokens is None and emotion_token_init == "emotion":
+            words = {label: self._emotion_word_state(label) for trace in state.traces for label in trace.emotion}
+            words = torch.stack([words.get(label, tokens.new_zeros(shape[-1])) for label in self.emotion_labels])
+            tokens = (state.target @ words)[:, None] + START_JITTER * tokens
+        state.start_tokens = tokens.contiguous()
+        state.tokens = state.start_tokens.clone()
+        if settings.max_token_norm is not None:
+            state.norm_limit = settings.max_token_norm * prompt_embeds.norm(dim=-1).mean(dim=-1)
+
+    def _preview(
+        self,
+        model_input: torch.Tensor,
+        timestep: torch.Tensor,
+        scheduler: Any,
+        samples: list[int],
+        noise_pred: torch.Tensor,
+    ) -> torch.Tensor:
+        """The decoded one-step x0 of `samples`, whose noise `noise_pred` is; pixels in about [-1, 1]."""
+        alpha_cumprod = signal_level(scheduler, timestep)
+        prediction_type = scheduler.config.get("prediction_type", "epsilon")
+        return self._decode_preview(predict_x0(model_input[samples], noise_pred, alpha_cumprod, prediction_type))
+
+    # ---- one denoising step --------------------------------------------------------------------------------------
+
+    def _predict_noise(
+        self,
+        model_input: torch.Tensor,
+        timestep: torch.Tensor,
+        conditioning: Conditioning,
+        null: list[int],
+        cond: list[int],
+        tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The network's output for the null prompt of samples `null`, then the prompt (and tokens) of `cond`."""
+        select = partial(select_rows, null=null, cond=cond, batch_size=conditioning.batch_size)
+        embeds = select(conditioning.prompt_embeds)  # (rows, L, D)
+        if tokens is not None:
+            embeds = torch.cat([embeds, tokens.to(embeds.dtype)], dim=1)  # (rows, L + n, D)
+        return self.unet(
+            model_input[null + cond],
+            timestep,
+            encoder_hidden_states=embeds,
+            timestep_cond=select(conditioning.timestep_cond),
+            cross_attention_kwargs=conditioning.cross_attention_kwargs,
+            added_cond_kwargs=select(conditioning.added_cond_kwargs),
+            return_dict=False,
+        )[0]
+
+    def _predict_stock(
+        self, predict: Callable[..., torch.Tensor], conditioning: Conditioning, closed: list[int], source: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """
+        The noise of every sample without tokens (the paper's "void placeholder"), in one call of the network.
+
+        Returns:
+            `tuple`: What guidance leads away from (`None` without guidance), and the noise of the closed samples;
+            rows of open ones are placeholders.
+        """
+        everyone = list(range(conditioning.batch_size))
+        if source:
+            noise = predict([], everyone)
+            return (noise if self.guidance_scale > 1 else None), noise.clone()
+        if not (conditioning.has_null and self.do_classifier_free_guidance):
+            return None, predict([], everyone)
+        noise_reference, noise_cond = predict(everyone, closed).split([len(everyone), len(closed)])
+        noise_pred = noise_reference.clone()
+        noise_pred[closed] = guide_noise(
+            noise_reference[closed], noise_cond, self.guidance_scale, self.guidance_rescale
+        )
+        return noise_reference, noise_pred
+
+    def _classify(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits, shape `(n, num_labels)`, float32, of pixels in [-1, 1]; differentiable."""
+        pixels = PixelSpec.from_classifier(self.emotion_classifier).prepare(image)
+        return self.emotion_classifier(pixel_values=pixels.to(self.emotion_classifier.dtype)).logits.float()
+
+    def _open_gates(
+        self,
+        state: GuidanceState,
+        step: int,
+        preview: Callable[[list[int], torch.Tensor], torch.Tensor],
+        noise_pred: torch.Tensor,
+        settings: GuidanceSettings,
+    ) -> None:
+        """WHEN (Eq. 9, 10): opens the gate of each waiting sample whose preview resembles its prompt, for good."""
+        waiting, threshold = state.waiting, settings.semantic_threshold
+        if not waiting or (state.text_inputs is None and threshold > 0):
+            return
+        images = preview(waiting, noise_pred[waiting])
+        passes = [True] * len(waiting)
+        if threshold > 0:
+            text_inputs = {name: value[waiting] for name, value in state.text_inputs.items()}
+            similarities = clip_similarity(self.clip_model, images, text_inputs, settings.similarity_scale).tolist()
+            for b, similarity in zip(waiting, similarities):
+                state.traces[b].similarity.append(similarity)
+            passes = [similarity >= threshold for similarity in similarities]
+        for b, image, passed in zip(waiting, images, passes):
+            if passed:
+                before = state.previous_preview.pop(b, image)
+                state.open_gate(b, step, self._classify(before[None])[0])
+            else:
+                state.previous_preview[b] = image
+
+    def _optimize_tokens(
+        self,
+        state: GuidanceState,
+        step: int,
+        predict: Callable[..., torch.Tensor],
+        preview: Callable[[list[int], torch.Tensor], torch.Tensor],
+        noise_reference: torch.Tensor | None,
+        settings: GuidanceSettings,
+    ) -> torch.Tensor:
+        """
+        HOW (Eq. 7, 8): a fresh Adam moves the open samples' tokens down the loss of their one-step previews.
+
+        Each sample is its own parameter, so Adam leaves one alone that is done (no gradient, no momentum). The loss is
+        summed, never averaged: a sample's gradient does not depend on its batch. After the last Adam step the tokens
+        are evaluated once more, so the noise of whichever iterate is best is already at hand.
+
+        Returns:
+            `torch.Tensor` of shape `(len(state.opened), channels, h, w)`: The noise of each sample's best iterate.
+        """
+        learning_rate = settings.learning_rate(step)
+        inner_steps = settings.max_inner_steps if learning_rate > 0 else 0
+        start = state.tokens if settings.carry_emotion_tokens else state.start_tokens
+        tokens = {b: start[b].clone().requires_grad_() for b in state.opened}
+        adam = torch.optim.Adam(tokens.values(), lr=learning_rate)
+        best: dict[int, Iterate] = {}
+        active = state.opened
+        for b in active:
+            state.traces[b].loss.append([])
+            state.traces[b].probabilities.append([])
+
+        for k in range(inner_steps + 1):
+            with torch.set_grad_enabled(k < inner_steps):
+                noise_cond = predict([], active, torch.stack([tokens[b] for b in active]))
+                reference = None if noise_reference is None else noise_reference[active]
+                noise_pred = guide_noise(reference, noise_cond, self.guidance_scale, self.guidance_rescale)
+                logits = self._classify(preview(active, noise_pred if settings.guided_preview else noise_cond))
+                loss = muse_loss(
+                    logits,
+                    state.target[active],
+                    state.inherent[active],
+                    state.similar[active],
+                    settings.inherent_weight,
+                    settings.similar_weight,
+                )
+            going = self._record_iterates(state, active, loss, logits, noise_pred, tokens, best, settings)
+            if k == inner_steps or not going:
+                break
+            active = self._descend(state, adam, tokens, loss, [b in going for b in active], going)
+
+        for b, iterate in best.items():
+            state.tokens[b] = iterate.tokens
+            state.traces[b].kept.append(iterate.index)
+        return torch.stack([best[b].noise_pred for b in state.opened])
+
+    def _record_iterates(
+        self,
+        state: GuidanceState,
+        active: list[int],
+        loss: torch.Tensor,
+        logits: torch.Tensor,
+        noise_pred: torch.Tensor,
+        tokens: dict[int, torch.Tensor],
+        best: dict[int, Iterate],
+        settings: GuidanceSettings,
+    ) -> list[int]:
+        """Writes one evaluation into the traces, keeps the best iterates, and returns who goes on."""
+        going = []
+        probabilities = logits.detach().softmax(dim=-1)
+        reached = (probabilities * (state.target[active] > 0)).sum(dim=-1).tolist()
+        for row, (b, value) in enumerate(zip(active, loss.detach().tolist())):
+            trace = state.traces[b]
+            trace.loss[-1].append(value)
+            trace.probabilities[-1].append(probabilities[row].tolist())
+            finite = math.isfinite(value)
+            if not finite:
+                logger.warning(f"Sample {b}: the loss is {value}; the tokens stay at their last finite value.")
+            if b not in best or (finite and value < best[b].loss):
+                index = len(trace.loss[-1]) - 1
+                best[b] = Iterate(
+                    value if finite else math.inf, noise_pred[row].detach(), tokens[b].detach().clone(), index
+                )
+            done = value < settings.loss_threshold
+            done = done or (settings.stop_probability is not None and reached[row] >= settings.stop_probability)
+            if finite and not done:
+                going.append(b)
+        return going
+
+    def _descend(
+        self,
+        state: GuidanceState,
+        adam: torch.optim.Adam,
+        tokens: dict[int, torch.Tensor],
+        loss: torch.Tensor,
+        rows: list[bool],
+        going: list[int],
+    ) -> list[int]:
+        """One Adam step on the tokens of the samples `going`, the `rows` of `loss`; returns those that moved."""
+        scale = FLOAT16_LOSS_SCALE if self.unet.dtype == torch.float16 else 1.0
+        # Weighting by `rows` and not averaging is the sum over them
+        gradients = torch.autograd.grad(loss, [tokens[b] for b in going], loss.new_tensor(rows) * scale)
+        adam.zero_grad(set_to_none=True)
+        moved = []
+        for b, gradient in zip(going, gradients):
+            if torch.isfinite(gradient).all():
+                tokens[b].grad = gradient / scale
+                moved.append(b)
+            else:
+                logger.warning(f"Sample {b}: the gradient is not finite; the tokens stay at their last finite value.")
+        adam.step()
+        if state.norm_limit is not None:
+            for b in moved:
+                tokens[b].data.copy_(tokens[b].data.renorm(2, 0, float(state.norm_limit[b])))
+        return moved
+
+    # ---- editing -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def invert(
+        self,
+        image: PipelineImageInput,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        strength: float = 1.0,
+        prompt_embeds: torch.Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        clip_skip: int | None = None,
+    ) -> torch.Tensor:
+        """
+        DDIM inversion at guidance 1: the noise from which deterministic DDIM with the same prompt finds `image` again.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): One source, or one per prompt.
+                Arrays are uint8 or in [0, 1], tensors of shape `(3, H, W)` or `(n, 3, H, W)` in [0, 1].
+            prompt (`str` or `list[str]`, *optional*, defaults to ""): The source's caption.
+            height, width (`int`, *optional*): Multiples of 8 in pixels; default to the source's aspect ratio at the
+                checkpoint's native area.
+            num_inference_steps (`int`, defaults to 50): Steps of the full path.
+            strength (`float`, defaults to 1.0): In (0, 1]: the share of the path that is walked.
+            prompt_embeds (`torch.Tensor` of shape `(batch_size, L, D)`, *optional*): In place of `prompt`.
+            cross_attention_kwargs, clip_skip: As upstream.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, channels, h, w)`: Latents to pass on as `latents=` together with
+            `image=`, so that several emotions share one inversion.
+
+        Raises:
+            TypeError, ValueError: For an image that is not one, a `strength` outside (0, 1], or a bad size.
+        """
+        if prompt is None and prompt_embeds is None:
+            prompt = ""
+        check_range("num_inference_steps", num_inference_steps, 1, integer=True)
+        check_strength(strength, num_inference_steps)
+        batch_size = prompt_embeds.shape[0] if prompt is None else len(prompt) if isinstance(prompt, list) else 1
+        images = self._check_image(image, batch_size)
+        height, width = self._image_size(images, height, width)
+        self.check_inputs(prompt, height, width, None, prompt_embeds=prompt_embeds)
+        self._guidance_scale, self._guidance_rescale, self._clip_skip = 1.0, 0.0, clip_skip
+        self._cross_attention_kwargs = cross_attention_kwargs
+        conditioning = self._encode_conditioning(prompt, None, prompt_embeds, None, 1, with_null=False)
+        latents = self._encode_image(images, height, width, batch_size)
+        latents = self._invert_latents(latents, conditioning, num_inference_steps, strength)
+        self.maybe_free_model_hooks()
+        return latents
+
+    def _invert_latents(
+        self, latents: torch.Tensor, conditioning: Conditioning, num_inference_steps: int, strength: float
+    ) -> torch.Tensor:
+        """Walks the first `strength` of the DDIM path from the image towards noise."""
+        inverse = DDIMInverseScheduler.from_config(self._editing_scheduler().config)
+        inverse.set_timesteps(num_inference_steps, device=latents.device)
+        timesteps = inverse.timesteps[: steps_of_strength(strength, num_inference_steps)]
+        everyone = list(range(conditioning.batch_size))
+        latents = latents.to(conditioning.prompt_embeds.dtype)
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for t in timesteps:
+                noise_pred = self._predict_noise(latents, t, conditioning, [], everyone)
+                latents = inverse.step(noise_pred, t, latents, return_dict=False)[0]
+                progress_bar.update()
+        return latents
+
+    def _editing_scheduler(self) -> DDIMScheduler:
+        """Deterministic DDIM on this checkpoint's noise schedule: the path that can be walked both ways."""
+        spacing = self.scheduler.config.get("timestep_spacing", "leading")
+        return DDIMScheduler.from_config(
+            self.scheduler.config,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            timestep_spacing="trailing" if spacing == "trailing" else "leading",
+        )
+
+    # ---- the call ------------------------------------------------------------------------------------------------
+
+    def _check_counts(
+        self,
+        num_inference_steps: int,
+        num_images_per_prompt: int,
+        guidance_scale: float,
+        guidance_rescale: float,
+        generator: Any,
+        targets: list[dict[str, float]],
+        unexpected: dict[str, Any],
+    ) -> None:
+        """What upstream checks late or not at all: counts, scales, one generator per image, misspelt arguments."""
+        if unexpected:
+            raise TypeError(f"{type(self).__name__} does not know the arguments {sorted(unexpected)}.")
+        check_range("num_inference_steps", num_inference_steps, 1, integer=True)
+        check_range("num_images_per_prompt", num_images_per_prompt, 1, integer=True)
+        check_range("guidance_scale", guidance_scale, -MAX_WEIGHT, MAX_WEIGHT)
+        check_range("guidance_rescale", guidance_rescale, 0, 1)
+        images = len(targets) * num_images_per_prompt
+        if isinstance(generator, list) and len(generator) != images:
+            raise ValueError(f"`generator` is a list of {len(generator)} for {images} images; give one for each.")
+
+    def _call_stock(
+        self, arguments: dict[str, Any], extra: dict[str, Any], emotion_tokens: torch.Tensor | None
+    ) -> MusePipelineOutput | tuple:
+        """No emotion and no image: the parent's own call, bit for bit."""
+        if emotion_tokens is not None:
+            raise ValueError("`emotion_tokens` need an `emotion`; without one the pipeline is the stock pipeline.")
+        output = super().__call__(**arguments, **extra)
+        if not arguments["return_dict"]:
+            return output
+        return MusePipelineOutput(images=output.images, nsfw_content_detected=output.nsfw_content_detected)
+
+    def _prepare_noise(
+        self,
+        conditioning: Conditioning,
+        height: int,
+        width: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Upstream's initial latents, shape `(batch_size, channels, h, w)`."""
+        return self.prepare_latents(
+            conditioning.batch_size,
+            self.unet.config.in_channels,
+            height,
+            width,
+            conditioning.prompt_embeds.dtype,
+            self._execution_device,
+            generator,
+            latents,
+        )
+
+    def _editing_timesteps(self, num_inference_steps: int, strength: float) -> tuple[DDIMScheduler, torch.Tensor]:
+        """Deterministic DDIM and the part of its path that an edit of this strength walks back."""
+        scheduler = self._editing_scheduler()
+        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        return scheduler, scheduler.timesteps[-steps_of_strength(strength, num_inference_steps) :]
+
+    def _prepare_state(
+        self,
+        targets: list[dict[str, float]],
+        similar: list[dict[str, float]],
+        semantic_prompts: list[str] | None,
+        num_images_per_prompt: int,
+    ) -> GuidanceState:
+        """What is known before denoising, one row per image, on the pipeline's device."""
+        repeat = partial(repeat_each, times=num_images_per_prompt)
+        labels, device = self.emotion_labels, self._execution_device
+        weights = label_weights(repeat(targets), labels).to(device)
+        return GuidanceState(
+            target=weights,
+            similar=label_weights(repeat(similar), labels).to(device),
+            inherent=torch.zeros_like(weights),
+            traces=[MuseTrace(labels, target) for target in repeat(targets)],
+            text_inputs=self._tokenize_gate(repeat(semantic_prompts)) if semantic_prompts else None,
+        )
+
+    def _run_callback(
+        self,
+        callback: Callable[..., dict[str, Any]],
+        names: list[str],
+        step: int,
+        timestep: torch.Tensor,
+        latents: torch.Tensor,
+        conditioning: Conditioning,
+        state: GuidanceState,
+    ) -> torch.Tensor:
+        """Upstream's `callback_on_step_end`: under guidance `prompt_embeds` has the null prompt's rows first."""
+        null_embeds = conditioning.prompt_embeds[: conditioning.batch_size] if conditioning.has_null else None
+        offered = {
+            "latents": latents,
+            "prompt_embeds": conditioning.prompt_embeds,
+            "negative_prompt_embeds": null_embeds,
+            "emotion_tokens": state.tokens,
+        }
+        returned = callback(self, step, timestep, {name: offered[name] for name in names})
+        conditioning.prompt_embeds = returned.pop("prompt_embeds", conditioning.prompt_embeds)
+        replaced = returned.pop("negative_prompt_embeds", null_embeds)
+        if replaced is not null_embeds and conditioning.has_null:
+            prompt_embeds = conditioning.prompt_embeds[-conditioning.batch_size :]
+            conditioning.prompt_embeds = torch.cat([replaced, prompt_embeds])
+        state.tokens = returned.pop("emotion_tokens", state.tokens)
+        return returned.pop("latents", latents)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] = None,
+        sigmas: list[float] = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        ip_adapter_image: PipelineImageInput | None = None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[[int, int], None] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (upstream's signature)
+        emotion: Emotion | list[Emotion] = None,
+        image: PipelineImageInput | None = None,
+        strength: float = 1.0,
+        guidance_reference: str | None = None,
+        num_emotion_tokens: int | None = None,
+        emotion_tokens: torch.Tensor | None = None,
+        emotion_token_init: str = "emotion",
+        max_inner_steps: int = 10,
+        loss_threshold: float = 1e-4,
+        stop_probability: float | None = None,
+        emotion_learning_rate: float = 0.01,
+        semantic_threshold: float | None = None,
+        semantic_prompt: str | list[str] | None = None,
+        similarity_scale: float | None = None,
+        inherent_weight: float = 0.0005,
+        similar_weight: float = 0.0015,
+        similar_emotions: str | list[str] | dict[str, list[str]] | None = None,
+        max_token_norm: float | None = None,
+        guided_preview: bool = True,
+        carry_emotion_tokens: bool = True,
+        **kwargs: Any,
+    ) -> MusePipelineOutput | tuple:
+        r"""
+        Generates images that evoke `emotion`, or edits `image` towards it (MUSE, Fig. 1 and Eq. 7-13).
+
+        Everything up to `callback_on_step_end_tensor_inputs` is [`StableDiffusionPipeline.__call__`]'s, with its
+        meaning and defaults; with neither `emotion` nor `image` the result is the parent's, bit for bit. Below, B is
+        the number of images, D the width of the prompt embeddings.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*): May be left out with an `emotion`; it is then
+                "an image of {emotion}". When editing, the caption of the source.
+            emotion (`str`, `dict[str, float]` or a list of these and `None`, *optional*): What the image should
+                evoke: a label of the classifier (`pipe.emotion_labels`), or a mixture as label -> weight (>= 0,
+                normalised to sum to one). A list has one entry per prompt; an entry `None` leaves its image stock.
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): The source to edit;
+                one for all prompts, or one per prompt. It is inverted with DDIM ([`~MusePipeline.invert`]) and
+                denoised with DDIM, whatever `scheduler` is. Arrays are uint8 or in [0, 1]; tensors are in [0, 1], of
+                shape `(3, H, W)` or `(n, 3, H, W)`. The result has its aspect ratio unless `height` and `width` are
+                given. `latents` from `invert` (same prompt, steps and strength) save the inversion.
+            strength (`float`, defaults to 1.0): In (0, 1]: the share of the path from image to noise that an edit
+                walks back. Less keeps more of the source.
+            guidance_reference (`str`, *optional*): What guidance leads away from. "null": the null (or negative)
+                prompt, as in the paper. "source", for editing: the source prompt itself,
+                `eps = eps(P) + w (eps(P, S) - eps(P))`, which retraces the inversion until the gate opens. Defaults to
+                "source" when editing without a negative prompt, else to "null".
+            num_emotion_tokens (`int`, defaults to 4): How many tokens S are appended to the prompt.
+            emotion_tokens (`torch.Tensor` of shape `(n, D)` or `(B, n, D)`, *optional*): Tokens to start from, such as
+                those that an earlier call returned.
+            emotion_token_init (`str`, defaults to "emotion"): Where S starts otherwise. "random": noise with the
+                standard deviation of the prompt embedding, as in the paper; "emotion": the hidden state of the
+                emotion's word plus a tenth of that noise. The noise is drawn from a copy of each sample's generator.
+            max_inner_steps (`int`, defaults to 10): Adam steps per denoising step at most; 0 uses the tokens as they
+                start.
+            loss_threshold (`float`, defaults to 1e-4): The inner loop of a sample ends when its loss falls below.
+            stop_probability (`float`, *optional*): It also ends when the target's probability reaches this value.
+            emotion_learning_rate (`float`, defaults to 0.01): Adam's; falls as `lr * (1 - i / 100)` with the index i
+                of the denoising step.
+            semantic_threshold (`float`, *optional*): Guidance starts, for good, when
+                `similarity_scale * cos(preview, prompt)` reaches this value. 0: at the first step; `float("inf")`:
+                never. Defaults to `pipe.config.semantic_threshold`.
+            semantic_prompt (`str` or `list[str]`, *optional*): The gate's text, `prompt` by default.
+            similarity_scale (`float`, *optional*): Defaults to `clip_model.logit_scale.exp()`, 100 in OpenAI's models.
+            inherent_weight (`float`, defaults to 0.0005): lambda_1, away from what the image evokes by itself.
+            similar_weight (`float`, defaults to 0.0015): lambda_2, away from the target's similar emotions.
+            similar_emotions (`"both"`, `list[str]` or `dict[str, list[str]]`, *optional*): Overrides which emotions
+                are similar, for all targets or per target. By default the wheel's neighbours of the same valence;
+                "both": both neighbours. `[]`: none.
+            max_token_norm (`float`, *optional*): Bounds the norm of each token, as a multiple of the mean norm of the
+                prompt's token embeddings.
+            guided_preview (`bool`, defaults to `True`): Whether the x0 that is classified comes from the guided noise
+                or from the conditional one alone.
+            carry_emotion_tokens (`bool`, defaults to `True`): Whether S goes on from one denoising step to the next or
+                starts anew.
+
+        Returns:
+            [`MusePipelineOutput`], or with `return_dict=False` a tuple: upstream's `(images, nsfw_content_detected)`,
+            and with `emotion` or `image` also `emotion_tokens` and `trace`.
+
+        Raises:
+            ValueError, TypeError: For bad input, before any work is done; the message names the argument.
+
+        Examples:
+
+        ```py
+        >>> import torch
+        >>> from diffusers import DiffusionPipeline
+
+        >>> pipe = DiffusionPipeline.from_pretrained("path/to/muse", trust_remote_code=True)
+        >>> image = pipe("a cat in the park", emotion="awe", generator=torch.Generator().manual_seed(0)).images[0]
+        ```
+        """
+        stock_arguments = {name: value for name, value in locals().items() if name in STOCK_ARGUMENTS}
+
+        # 1. Check everything before any work is done
+        settings = GuidanceSettings(
+            semantic_threshold=self.config.semantic_threshold if semantic_threshold is None else semantic_threshold,
+            max_inner_steps=max_inner_steps,
+            loss_threshold=loss_threshold,
+            stop_probability=stop_probability,
+            emotion_learning_rate=emotion_learning_rate,
+            inherent_weight=inherent_weight,
+            similar_weight=similar_weight,
+            similarity_scale=similarity_scale,
+            max_token_norm=max_token_norm,
+            guided_preview=guided_preview,
+            carry_emotion_tokens=carry_emotion_tokens,
+        )
+        if emotion is None and image is None:
+            return self._call_stock(stock_arguments, kwargs, emotion_tokens)
+        self._check_emotion(emotion, emotion_tokens, settings)
+        prompt, targets = self._resolve_prompts(prompt, prompt_embeds, emotion)
+        similar = [self._resolve_similar(similar_emotions, target) for target in targets]
+        semantic_prompts = self._resolve_semantic_prompts(semantic_prompt, prompt, len(targets), settings)
+        self._check_tokens(num_emotion_tokens, emotion_tokens, emotion_token_init, len(targets), num_images_per_prompt)
+        source = self._resolve_reference(guidance_reference, image, negative_prompt, negative_prompt_embeds)
+        image, height, width = self._resolve_image(
+            image, height, width, len(targets), strength, num_inference_steps, timesteps, sigmas
+        )
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        self._check_counts(
+            num_inference_steps, num_images_per_prompt, guidance_scale, guidance_rescale, generator, targets, kwargs
+        )
+        # fmt: off
+        self.check_inputs(
+            prompt, height, width, None, negative_prompt, prompt_embeds, negative_prompt_embeds, ip_adapter_image,
+            ip_adapter_image_embeds, callback_on_step_end_tensor_inputs,
+        )
+        # fmt: on
+
+        # 2. Encode the prompts; S is appended later, so without it this is upstream's conditioning
+        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
+        self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+        self._interrupt = False
+        with_null = self.do_classifier_free_guidance and not source
+        # fmt: off
+        conditioning = self._encode_conditioning(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt, with_null,
+            ip_adapter_image, ip_adapter_image_embeds,
+        )
+        # fmt: on
+
+        modules = (self.unet, self.vae, self.preview_vae, self.clip_model, self.emotion_classifier)
+        with frozen(*(module for module in modules if module is not None)):
+            # 3. Start from noise, or from the noise of the source
+            if image is None:
+                scheduler = self.scheduler
+                timesteps, _ = retrieve_timesteps(
+                    scheduler, num_inference_steps, self._execution_device, timesteps, sigmas
+                )
+                latents = self._prepare_noise(conditioning, height, width, generator, latents)
+            else:
+                scheduler, timesteps = self._editing_timesteps(num_inference_steps, strength)
+                if latents is None:
+                    latents = self._encode_image(image, height, width, conditioning.batch_size)
+                    latents = self._invert_latents(latents, conditioning, num_inference_steps, strength)
+            step_kwargs = accepted_arguments(scheduler.step, eta=eta, generator=generator)
+
+            # 4. Start the emotional tokens
+            state = self._prepare_state(targets, similar, semantic_prompts, num_images_per_prompt)
+            if emotion is not None:
+                self._start_tokens(
+                    state, conditioning, num_emotion_tokens, emotion_tokens, emotion_token_init, generator, settings
+                )
+
+            # 5. Denoise
+            self._num_timesteps = len(timesteps)
+            with self.progress_bar(total=math.ceil(len(timesteps) / scheduler.order)) as progress_bar:
+                for i, t in enumerate(timesteps):
+                    if self.interrupt:
+                        continue
+                    model_input = scheduler.scale_model_input(latents, t)
+                    predict = partial(self._predict_noise, model_input, t, conditioning)
+                    preview = partial(self._preview, model_input, t, scheduler)
+
+                    # The prompt alone, for whatever is not guided
+                    noise_reference, noise_pred = self._predict_stock(predict, conditioning, state.closed, source)
+                    # WHEN
+                    self._open_gates(state, i, preview, noise_pred, settings)
+                    # HOW and WHICH
+                    if state.opened:
+                        noise_pred[state.opened] = self._optimize_tokens(
+                            state, i, predict, preview, noise_reference, settings
+                        )
+                    latents = scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
+
+                    if callback_on_step_end is not None:
+                        names = callback_on_step_end_tensor_inputs
+                        latents = self._run_callback(callback_on_step_end, names, i, t, latents, conditioning, state)
+                    if i == len(timesteps) - 1 or (i + 1) % scheduler.order == 0:
+                        progress_bar.set_postfix(state.summary())
+                        progress_bar.update()
+
+            # 6. Decode
+            images, nsfw = self._decode_output(latents, generator, output_type, conditioning.prompt_embeds.dtype)
+
+        self.maybe_free_model_hooks()
+        output = MusePipelineOutput(images, nsfw, state.tokens, state.traces if emotion is not None else None)
+        return output if return_dict else tuple(getattr(output, part.name) for part in fields(output))
+
+
+STOCK_ARGUMENTS = frozenset(inspect.signature(StableDiffusionPipeline.__call__).parameters) - {"self", "kwargs"}
