@@ -1,0 +1,310 @@
+# Copyright 2026 The MUSE pipelines authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the example scripts share: their options, and how they load a pipeline."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DiffusionPipeline
+from PIL import Image
+from transformers import AutoModelForImageClassification, CLIPModel, CLIPTokenizer, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A classifier of the bundled world that never guides.
+JUDGE = REPOSITORY / "examples" / "storybook" / "judges" / "emo_b"
+
+# The CLIP whose text encoder Stable Diffusion 1.x has.
+CLIP_OF_STABLE_DIFFUSION = "openai/clip-vit-large-patch14"
+
+# Zero-shot classification by CLIP: for each emotion, the mean feature of these texts.
+ZERO_SHOT_TEMPLATES = ("a picture that evokes {}", "a scene full of {}", "an image of {}", "this looks like {}")
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# Options of the scripts that are arguments of the pipeline by the same name, where given.
+CALL_OPTIONS = (
+    "num_inference_steps",
+    "guidance_scale",
+    "semantic_threshold",
+    "max_inner_steps",
+    "emotion_learning_rate",
+    "stop_probability",
+    "num_emotion_tokens",
+    "emotion_token_init",
+)
+
+
+def default_device() -> str:
+    """The accelerator where there is one, else `"cpu"`."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def parse_emotion(text: str) -> str | dict[str, float] | None:
+    """
+    Reads an emotion from the command line: `awe`, a mixture such as `awe=0.7,fear=0.3`, or `none`.
+
+    Args:
+        text (`str`): The option's value.
+
+    Returns:
+        `str`, `dict[str, float]` or `None`: What the pipeline takes as `emotion`.
+
+    Raises:
+        argparse.ArgumentTypeError: If a weight is missing, negative or not finite, or a label is named twice.
+    """
+    if text.lower() == "none":
+        return None
+    if "=" not in text and "," not in text:
+        return text
+    mixture: dict[str, float] = {}
+    for part in text.split(","):
+        label, _, weight = (piece.strip() for piece in part.partition("="))
+        try:
+            number = float(weight)
+        except ValueError:
+            number = math.nan
+        if not label or label in mixture or not 0 <= number < math.inf:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a mixture such as awe=0.7,fear=0.3")
+        mixture[label] = number
+    return mixture
+
+
+def emotion_name(emotion: str | dict[str, float] | None) -> str:
+    """A short name for titles and files, such as `awe`, `awe70+fear30` (per cent), or `stock` for none."""
+    if emotion is None:
+        return "stock"
+    if isinstance(emotion, str):
+        return emotion
+    total = sum(emotion.values()) or 1
+    return "+".join(f"{label}{round(100 * weight / total)}" for label, weight in emotion.items())
+
+
+def existing_file(text: str) -> Path:
+    """The type of options that name a file."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return path
+
+
+def positive_int(text: str) -> int:
+    """The type of options that count something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which models to load, and how."""
+    group = parser.add_argument_group("models")
+    group.add_argument(
+        "--base",
+        default=str(REPOSITORY),
+        help="Stable Diffusion 1.x or 2.x checkpoint, a Hub id or a path. Default: Storybook, which is bundled.",
+    )
+    group.add_argument("--revision", help="revision of the base on the Hub")
+    group.add_argument("--variant", help="variant of the base's weights, such as fp16")
+    group.add_argument(
+        "--clip",
+        default=CLIP_OF_STABLE_DIFFUSION,
+        help="CLIP of the semantic gate, for bases that bring none. Default: %(default)s.",
+    )
+    group.add_argument(
+        "--classifier",
+        default="zero-shot",
+        help="emotion classifier, a Hub id or a path, for bases that bring none. Its repository's code is trusted. "
+        "Default: zero-shot, by the gate's CLIP.",
+    )
+    group.add_argument("--preview_vae", help="AutoencoderTiny that decodes previews faster, a Hub id or a path")
+    group.add_argument("--device", default=default_device(), help="Default: %(default)s.")
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help="Default: %(default)s.")
+
+
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that trade time for memory."""
+    group = parser.add_argument_group("memory")
+    group.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations of the UNet")
+    group.add_argument("--attention_slicing", action="store_true", help="compute attention in slices")
+    group.add_argument("--vae_slicing", action="store_true", help="decode one image at a time")
+    group.add_argument("--model_cpu_offload", action="store_true", help="keep idle models in main memory")
+    group.add_argument("--sequential_cpu_offload", action="store_true", help="keep idle layers in main memory (slow)")
+
+
+def add_guidance_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that are the pipeline's own arguments; its defaults hold where one is not given."""
+    group = parser.add_argument_group("guidance")
+    group.add_argument("--num_inference_steps", type=positive_int, help="denoising steps")
+    group.add_argument("--guidance_scale", type=float)
+    group.add_argument("--semantic_threshold", type=float, help="similarity at which the emotion sets in")
+    group.add_argument("--max_inner_steps", type=positive_int, help="optimisation steps per denoising step, at most")
+    group.add_argument("--emotion_learning_rate", type=float)
+    group.add_argument("--stop_probability", type=float, help="probability of the emotion that is enough")
+    group.add_argument("--num_emotion_tokens", type=positive_int)
+    group.add_argument("--emotion_token_init", choices=("random", "emotion"))
+
+
+def call_options(args: argparse.Namespace) -> dict:
+    """The options of `add_guidance_options` that were given, as arguments of the pipeline."""
+    given = {name: getattr(args, name, None) for name in CALL_OPTIONS}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@torch.no_grad()
+def zero_shot_classifier(clip_model: CLIPModel, tokenizer: CLIPTokenizer) -> PreTrainedModel:
+    """
+    Makes an emotion classifier of a CLIP without any training: the paper's zero-shot baseline.
+
+    Args:
+        clip_model (`CLIPModel`): The model; its vision tower is copied.
+        tokenizer (`CLIPTokenizer`): Its tokenizer.
+
+    Returns:
+        `PreTrainedModel`: A `SimEmoForImageClassification` of the eight emotions, in the dtype of `clip_model`.
+    """
+    code = str(REPOSITORY / "emotion_classifier")
+    classifier_class = get_class_from_dynamic_module("modeling_simemo.SimEmoForImageClassification", code)
+    config = classifier_class.config_class(
+        vision_config=clip_model.config.vision_config,
+        projection_dim=clip_model.config.projection_dim,
+        head_hidden_sizes=[],
+        head_bias=False,
+        normalize_features=True,
+        logit_scale=clip_model.logit_scale.exp().item(),
+    )
+    classifier = classifier_class(config).to(clip_model.dtype).eval()
+    classifier.clip.vision_model.load_state_dict(clip_model.vision_model.state_dict())
+    classifier.clip.visual_projection.load_state_dict(clip_model.visual_projection.state_dict())
+    for index, label in config.id2label.items():
+        texts = [template.format(label) for template in ZERO_SHOT_TEMPLATES]
+        features = clip_model(
+            **tokenizer(texts, padding=True, return_tensors="pt"),
+            pixel_values=torch.zeros(1, 3, config.image_size, config.image_size, dtype=clip_model.dtype),
+        ).text_embeds  # (texts, projection_dim), normalised
+        mean = features.float().mean(dim=0)
+        classifier.classifier[0].weight[index] = mean / mean.norm()
+    return classifier
+
+
+def is_muse_checkpoint(base: str) -> bool:
+    """Whether a folder holds a checkpoint that brings the models of MUSE."""
+    index = Path(base) / "model_index.json"
+    return index.is_file() and "emotion_classifier" in json.loads(index.read_text())
+
+
+def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
+    """
+    Loads the base of `add_model_options` as a `MusePipeline`, with the models that it lacks, on its device.
+
+    Args:
+        args (`argparse.Namespace`): The options; those of `add_memory_options` are heeded if they are among them.
+
+    Returns:
+        `DiffusionPipeline`: A `MusePipeline`, ready to be called with an `emotion`.
+    """
+    dtype = DTYPES[args.dtype]
+    models = {}
+    if args.preview_vae:
+        models["preview_vae"] = AutoencoderTiny.from_pretrained(args.preview_vae, torch_dtype=dtype)
+    if not is_muse_checkpoint(args.base):
+        models["clip_model"] = CLIPModel.from_pretrained(args.clip, dtype=dtype).eval()
+        if args.classifier == "zero-shot":
+            tokenizer = CLIPTokenizer.from_pretrained(args.clip)
+            models["emotion_classifier"] = zero_shot_classifier(models["clip_model"], tokenizer)
+    if args.classifier != "zero-shot":
+        classifier = AutoModelForImageClassification.from_pretrained(
+            args.classifier, dtype=dtype, trust_remote_code=True
+        )
+        models["emotion_classifier"] = classifier.eval()
+    pipe = DiffusionPipeline.from_pretrained(
+        args.base,
+        revision=args.revision,
+        variant=args.variant,
+        torch_dtype=dtype,
+        custom_pipeline=str(REPOSITORY),
+        trust_remote_code=True,
+        **models,
+    )
+    return place(pipe, args)
+
+
+def place(pipe: DiffusionPipeline, args: argparse.Namespace) -> DiffusionPipeline:
+    """Moves the pipeline to its device by the options of `add_memory_options`, where `args` has them."""
+    options = vars(args)
+    if options.get("gradient_checkpointing"):
+        pipe.unet.enable_gradient_checkpointing()
+    if options.get("attention_slicing"):
+        pipe.enable_attention_slicing()
+    if options.get("vae_slicing"):
+        pipe.vae.enable_slicing()
+    if options.get("sequential_cpu_offload"):
+        pipe.enable_sequential_cpu_offload(device=args.device)
+    elif options.get("model_cpu_offload"):
+        pipe.enable_model_cpu_offload(device=args.device)
+    else:
+        pipe.to(args.device)
+    return pipe
+
+
+def load_judge(pipe: DiffusionPipeline, args: argparse.Namespace) -> PreTrainedModel:
+    """
+    Loads a classifier that says what a picture evokes, and that did not guide, where there is one.
+
+    Args:
+        pipe (`DiffusionPipeline`): A `MusePipeline` of `load_pipeline`.
+        args (`argparse.Namespace`): Its options.
+
+    Returns:
+        `PreTrainedModel`: The judge of the bundled world if that is the base, else the guide itself.
+    """
+    if Path(args.base).resolve() != REPOSITORY:
+        return pipe.emotion_classifier
+    return AutoModelForImageClassification.from_pretrained(JUDGE, trust_remote_code=True).eval()
+
+
+@torch.no_grad()
+def label_probabilities(classifier: PreTrainedModel, images: Sequence[Image.Image]) -> list[dict[str, float]]:
+    """
+    Classifies pictures.
+
+    Args:
+        classifier (`PreTrainedModel`): With `image_size`, `image_mean` and `image_std` in its config.
+        images (sequence of `PIL.Image.Image`): RGB pictures, of any size.
+
+    Returns:
+        `list[dict[str, float]]`: Per picture, the probability of each label.
+    """
+    config = classifier.config
+    side = (config.image_size, config.image_size)
+    resized = [image.convert("RGB").resize(side, Image.Resampling.BICUBIC) for image in images]
+    pixels = torch.stack([torch.from_numpy(np.array(image)) for image in resized])  # (n, height, width, 3)
+    mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
+    pixels = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
+    logits = classifier(pixel_values=pixels.to(classifier.device, classifier.dtype)).logits.float()
+    labels = [config.id2label[index] for index in range(logits.shape[-1])]
+    return [dict(zip(labels, row)) for row in logits.softmax(dim=-1).tolist()]
+
+
+def generators(seed: int, count: int) -> list[torch.Generator]:
+    """One source of noise per image, seeded `seed`, `seed + 1`, …; on the CPU, so that devices agree."""
+    return [torch.Generator().manual_seed(seed + number) for number in range(count)]

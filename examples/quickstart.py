@@ -1,0 +1,189 @@
+# Copyright 2026 The MUSE pipelines authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+One scene told in eight emotions, one picture edited towards them, and the inner loop that does it, in two minutes.
+
+python examples/quickstart.py
+python examples/quickstart.py --prompt "a cat on the beach" --emotion fear
+python examples/quickstart.py --image my.png --caption "a house in the park"
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from diffusers import DiffusionPipeline
+from jobs import Job, run_batch
+from loading import (
+    REPOSITORY,
+    add_guidance_options,
+    add_model_options,
+    call_options,
+    existing_file,
+    label_probabilities,
+    load_judge,
+    load_pipeline,
+)
+from PIL import Image
+from sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
+
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+PROMPT = "a house in the park"
+PICTURE = REPOSITORY / "examples" / "picture.png"
+CAPTION = "a boat in the harbour"
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line, or `arguments`; ends the program with a message where they make no sense."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", default=PROMPT, help="the scene to tell. Default: %(default)s.")
+    parser.add_argument("--emotion", help="edit towards this emotion only. Default: towards each.")
+    parser.add_argument("--image", type=existing_file, help="the picture to edit. Default: one that is bundled.")
+    parser.add_argument("--caption", help="what --image shows. Default: the prompt.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="Default: %(default)s.")
+    add_model_options(parser)
+    add_guidance_options(parser)
+    args = parser.parse_args(arguments)
+    if args.caption and not args.image:
+        parser.error("--caption says what --image shows; give both")
+    if args.image:
+        args.caption = args.caption or args.prompt
+    else:
+        args.image, args.caption = PICTURE, CAPTION
+    return args
+
+
+def verdicts(judge: Any, images: Sequence[Image.Image], wanted: Sequence[str | None]) -> list[tuple[str, str]]:
+    """
+    What a classifier that did not guide sees in each picture.
+
+    Args:
+        judge (`PreTrainedModel`): The classifier.
+        images (sequence of `PIL.Image.Image`): The pictures.
+        wanted (sequence of `str` or `None`): The emotion that each should evoke, if any.
+
+    Returns:
+        `list[tuple[str, str]]`: Per picture a remark such as `judge: fear 87 %`, and its colour.
+    """
+    remarks = []
+    for probabilities, target in zip(label_probabilities(judge, images), wanted):
+        label = max(probabilities, key=probabilities.__getitem__)
+        color = FAINT if target is None else GOOD if label == target else BAD
+        remarks.append((f"judge: {label} {probabilities[label]:.0%}", color))
+    return remarks
+
+
+def sheet_of(
+    judge: Any, images: Sequence[Image.Image], emotions: Sequence[str | None], first: str, heading: str
+) -> Image.Image:
+    """The pictures side by side, each under its emotion (`first` where there is none), with the judge's verdict."""
+    remarks = verdicts(judge, images, emotions)
+    cells = [
+        Cell(image, emotion or first, remark, EMOTION_COLORS.get(emotion or "", INK), color)
+        for image, emotion, (remark, color) in zip(images, emotions, remarks)
+    ]
+    return contact_sheet(cells, columns=min(len(cells), 3 if len(cells) % 3 == 0 else 5), heading=heading)
+
+
+def plot_inner_loop(traces: Sequence[Any], threshold: float, path: Path) -> Path:
+    """
+    Draws the paper's Figure 2: when the gate opens, and what the optimisation does from there.
+
+    Args:
+        traces (sequence of `MuseTrace`): One per emotion, of pictures that share prompt and seed.
+        threshold (`float`): The similarity that opens the gate.
+        path (`Path`): Where to write the plot.
+
+    Returns:
+        `Path`: The same.
+    """
+    figure, (gate, loss, probability) = plt.subplots(1, 3, figsize=(13, 3.9), facecolor=PAPER, layout="constrained")
+    longest = max(traces, key=lambda trace: len(trace.similarity)).similarity
+    gate.plot(range(len(longest)), longest, color=INK, marker="o", markersize=4)
+    gate.axhline(threshold, color=BAD, linestyle="--", linewidth=1)
+    gate.annotate("threshold", (0, threshold), (2, 4), textcoords="offset points", color=BAD)
+    gate.set(title="When: similarity of preview and prompt", xlabel="denoising step", ylabel="100 · cos")
+    for trace in traces:
+        label = next(iter(trace.emotion))
+        targets = [trace.labels.index(name) for name in trace.emotion]
+        reached = [[sum(iterate[index] for index in targets) for iterate in step] for step in trace.probabilities]
+        style: dict[str, Any] = {"color": EMOTION_COLORS.get(label, INK), "label": label, "linewidth": 1.4}
+        loss.plot([value for step in trace.loss for value in step], **style)
+        probability.plot([value for step in reached for value in step], **style)
+        for end in list(accumulate(len(step) for step in trace.loss))[:-1] if len(traces) == 1 else []:
+            for axes in (loss, probability):
+                axes.axvline(end - 0.5, color=FAINT, linewidth=0.5, alpha=0.5)
+    loss.set(title="How: loss", xlabel="inner iteration, all steps in a row")
+    probability.set(title="How: probability of the emotion", xlabel="inner iteration, all steps in a row", ylim=(0, 1))
+    probability.legend(fontsize=8, frameon=False, loc="lower right", ncols=2)
+    for axes in (gate, loss, probability):
+        axes.set_facecolor(PAPER)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def tell(pipe: DiffusionPipeline, judge: Any, args: argparse.Namespace, options: dict) -> tuple[Path, Path]:
+    """One prompt and one seed: without an emotion, then with each. Writes the sheet and the plot of the inner loop."""
+    emotions = [None, *pipe.emotion_labels]
+    images, traces = run_batch(pipe, [Job(args.prompt, emotion, args.seed) for emotion in emotions], **options)
+    sheet = sheet_of(judge, images, emotions, "stock", f"“{args.prompt}”")
+    shown = [trace for trace in traces[1:] if args.emotion in (None, *trace.emotion)]
+    threshold = options.get("semantic_threshold", pipe.config.semantic_threshold)
+    plot = plot_inner_loop(shown, threshold, args.output / "inner_loop.png")
+    return save(sheet, args.output / "emotions.png"), plot
+
+
+def edit(pipe: DiffusionPipeline, judge: Any, args: argparse.Namespace, options: dict) -> Path:
+    """One picture, edited towards the emotion that was asked for, or towards each. Writes the sheet."""
+    emotions = [args.emotion] if args.emotion else pipe.emotion_labels
+    jobs = [Job(args.caption, emotion, args.seed, source=args.image) for emotion in emotions]
+    images, _ = run_batch(pipe, jobs, **options)
+    source = Image.open(args.image).convert("RGB").resize(images[0].size, Image.Resampling.LANCZOS)
+    sheet = sheet_of(judge, [source, *images], [None, *emotions], "source", f"“{args.caption}”, edited")
+    return save(sheet, args.output / "edits.png")
+
+
+def main() -> None:
+    args = parse_args()
+    start = time.perf_counter()
+    torch.manual_seed(args.seed)
+    pipe = load_pipeline(args)
+    if args.emotion is not None and args.emotion not in pipe.emotion_labels:
+        raise SystemExit(f"--emotion has to be one of {', '.join(pipe.emotion_labels)}, but is {args.emotion}")
+    judge = load_judge(pipe, args)
+    options = call_options(args)
+    sheet, plot = tell(pipe, judge, args, options)
+    edited = edit(pipe, judge, args, options)
+    print(f"Done in {time.perf_counter() - start:.0f} s. Look at")
+    print(f"  {sheet}  one scene without an emotion, then in each")
+    print(f"  {edited}  one picture, edited")
+    print(f"  {plot}  when the gate opened, and how the optimisation went")
+
+
+if __name__ == "__main__":
+    main()
