@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,17 +122,31 @@ pipe("a cat", emotion="fear", num_inference_steps=2, max_inner_steps=1, semantic
     )
 
 
-def test_components_of_the_caller_stand_above_the_checkpoints(run):
+@pytest.fixture(scope="module")
+def codeless(muse, tmp_path_factory) -> Path:
+    """`muse` without its code: diffusers prefers the code of a checkpoint to that of `custom_pipeline`."""
+    folder = tmp_path_factory.mktemp("codeless")
+    shutil.copytree(muse, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("pipeline*.py"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = "StableDiffusionPipeline"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("has_code", [True, False])
+def test_components_of_the_caller_stand_above_the_checkpoints(run, codeless, has_code):
+    arguments = "muse" if has_code else f"{str(codeless)!r}, custom_pipeline=repository"
     check(
-        run("""
+        run(f"""
 clip_model = CLIPModel.from_pretrained(muse, subfolder="clip_model")
-for code in (None, repository):
-    pipe = DiffusionPipeline.from_pretrained(
-        muse, custom_pipeline=code, trust_remote_code=True, clip_model=clip_model, emotion_classifier=None
-    )
-    assert pipe.clip_model is clip_model
-    assert pipe.emotion_classifier is None
-    assert pipe.preview_vae is not None
+pipe = DiffusionPipeline.from_pretrained(
+    {arguments}, trust_remote_code=True, clip_model=clip_model, emotion_classifier=None
+)
+assert type(pipe).__name__ == "MusePipeline"
+assert pipe.clip_model is clip_model
+assert pipe.emotion_classifier is None
+assert pipe.preview_vae is not None
+assert pipe.config.semantic_threshold == 21.5
 """)
     )
 
@@ -153,11 +168,12 @@ assert pipe.emotion_classifier is classifier
     )
 
 
-@pytest.mark.parametrize("code", ["None", "repository"])
-def test_saved_pipelines_load_in_a_fresh_process(run, code):
+@pytest.mark.parametrize("has_code", [True, False])
+def test_saved_pipelines_load_in_a_fresh_process(run, codeless, has_code):
+    arguments = "muse" if has_code else f"{str(codeless)!r}, custom_pipeline=repository"
     check(
         run(f"""
-pipe = DiffusionPipeline.from_pretrained(muse, custom_pipeline={code}, trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained({arguments}, trust_remote_code=True)
 pipe.save_pretrained(scratch)
 save_file(dict(image=image(pipe)), scratch + "/image.safetensors")
 """)
