@@ -217,19 +217,21 @@ def signal_level(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor:
     Schedulers with `sigmas` know their own noise level (also for fractional timesteps): alpha = 1 / (1 + sigma**2).
 
     Raises:
-        ValueError: If the scheduler has neither `sigmas` nor `alphas_cumprod`, or is a flow-matching one.
+        ValueError: If the scheduler has no `alphas_cumprod`, as EDM's, or is a flow-matching one.
     """
     config = scheduler.config
     is_flow = config.get("use_flow_sigmas", False) or config.get("prediction_type") == "flow_prediction"
-    if not is_flow and hasattr(scheduler, "sigmas") and hasattr(scheduler, "index_for_timestep"):
+    if is_flow or not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"`scheduler` {type(scheduler).__name__} does not tell the noise level of a timestep, which MUSE's"
+            " one-step preview needs. Use a diffusion scheduler such as DDIMScheduler."
+        )
+    if not getattr(scheduler, "state_in_first_order", True):  # between two sigmas; how it scales its input tells where
+        return scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep) ** 2
+    if hasattr(scheduler, "sigmas") and hasattr(scheduler, "index_for_timestep"):
         index = scheduler.step_index if scheduler.step_index is not None else scheduler.index_for_timestep(timestep)
         return 1 / (1 + scheduler.sigmas[index].double() ** 2)
-    if not is_flow and hasattr(scheduler, "alphas_cumprod"):
-        return scheduler.alphas_cumprod[int(timestep)].double()
-    raise ValueError(
-        f"`scheduler` {type(scheduler).__name__} does not tell the noise level of a timestep, which MUSE's one-step"
-        " preview needs. Use a diffusion scheduler such as DDIMScheduler."
-    )
+    return scheduler.alphas_cumprod[int(timestep)].double()
 
 
 def predict_x0(
@@ -296,7 +298,8 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, dtype=np.float32)
-        image = PIL.Image.fromarray((pixels / max(255.0, pixels.max()) * 255).clip(0, 255).astype(np.uint8))
+        white = 65535 if image.mode.startswith("I;") or pixels.max() > 255 else 255
+        image = PIL.Image.fromarray((pixels / white * 255).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
@@ -304,7 +307,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def array_to_rgb(array: np.ndarray) -> PIL.Image.Image:
-    """An array of shape `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)`, uint8 or floats in [0, 1], as a picture."""
+    """An array of shape `(H, W)` or `(H, W, 1, 3 or 4)`, uint8, uint16 or floats in [0, 1], as a picture."""
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 2 and (array.ndim != 3 or array.shape[-1] not in (3, 4)) or array.size == 0:
@@ -313,7 +316,9 @@ def array_to_rgb(array: np.ndarray) -> PIL.Image.Image:
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise ValueError("`image` arrays of floats have to lie in [0, 1].")
         array = (array * 255).round().astype(np.uint8)
-    if array.dtype not in (np.uint8, np.uint16):
+    if array.dtype == np.uint16:
+        array = (array / 257).round().astype(np.uint8)
+    if array.dtype != np.uint8:
         raise ValueError(f"`image` arrays have to hold uint8, uint16 or floats, but hold {array.dtype}.")
     return to_rgb(PIL.Image.fromarray(array))
 
@@ -828,8 +833,7 @@ class MusePipeline(StableDiffusionPipeline):
     ) -> tuple[list[PIL.Image.Image] | torch.Tensor | None, int, int]:
         """The source, if there is one, and the height and width of the result."""
         if image is None:
-            native_height, native_width = self._native_size()
-            return None, height or native_height, width or native_width
+            return None, *((height, width) if height and width else self._native_size())  # as upstream
         if timesteps is not None or sigmas is not None:
             raise ValueError("`timesteps` and `sigmas` cannot be given with `image`: an edit walks DDIM's own path.")
         check_range("num_inference_steps", num_inference_steps, 1, integer=True)
@@ -1118,6 +1122,8 @@ class MusePipeline(StableDiffusionPipeline):
             state.traces[b].probabilities.append([])
 
         for k in range(inner_steps + 1):
+            if not active:  # every gradient was broken
+                break
             with torch.set_grad_enabled(k < inner_steps):
                 noise_cond = predict([], active, torch.stack([tokens[b] for b in active]))
                 reference = None if noise_reference is None else noise_reference[active]
