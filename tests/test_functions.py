@@ -1,0 +1,452 @@
+"""The pure functions of pipeline_muse, from the emotions to the pixels."""
+
+import copy
+import inspect
+import math
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import tiny_models
+import torch
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline_muse import (
+    MIKELS_WHEEL,
+    GuidanceSettings,
+    PixelSpec,
+    array_to_rgb,
+    clip_similarity,
+    fit_size,
+    fork_generator,
+    frozen,
+    guide_noise,
+    label_weights,
+    muse_loss,
+    normalize_emotion,
+    predict_x0,
+    select_rows,
+    signal_level,
+    to_rgb,
+    wheel_neighbors,
+)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers under NumPy 2
+
+
+# ---- which ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "label, before, after, same_valence",
+    [
+        ("amusement", "anger", "contentment", ["contentment"]),
+        ("contentment", "amusement", "awe", ["amusement", "awe"]),
+        ("awe", "contentment", "excitement", ["contentment", "excitement"]),
+        ("excitement", "awe", "fear", ["awe"]),
+        ("fear", "excitement", "sadness", ["sadness"]),
+        ("sadness", "fear", "disgust", ["fear", "disgust"]),
+        ("disgust", "sadness", "anger", ["sadness", "anger"]),
+        ("anger", "disgust", "amusement", ["disgust"]),
+    ],
+)
+def test_neighbors_on_mikels_wheel(label, before, after, same_valence):
+    assert wheel_neighbors(label, same_valence=False) == [before, after]
+    assert wheel_neighbors(label) == same_valence
+
+
+def test_labels_off_the_wheel_have_no_neighbors():
+    assert wheel_neighbors("nostalgia") == wheel_neighbors("nostalgia", same_valence=False) == []
+
+
+@given(st.dictionaries(st.sampled_from(MIKELS_WHEEL), st.floats(0, 1e6), min_size=1))
+def test_mixtures_become_weights_that_sum_to_one(mixture):
+    if sum(mixture.values()) == 0:
+        with pytest.raises(ValueError, match="`emotion` weights"):
+            normalize_emotion(mixture, MIKELS_WHEEL)
+        return
+    weights = normalize_emotion(mixture, MIKELS_WHEEL)
+    assert sum(weights.values()) == pytest.approx(1)
+    assert set(weights) <= {label for label, weight in mixture.items() if weight > 0}
+    for label, weight in weights.items():
+        assert weight == pytest.approx(mixture[label] / sum(mixture.values()))
+
+
+def test_a_label_weighs_one_and_none_nothing():
+    assert normalize_emotion("awe", MIKELS_WHEEL) == {"awe": 1.0}
+    assert normalize_emotion(None, MIKELS_WHEEL) == {}
+
+
+def test_label_weights_follow_the_names():
+    weights = label_weights([{"b": 0.25, "c": 0.75}, {}], ["c", "a", "b"])
+    assert weights.tolist() == [[0.75, 0, 0.25], [0, 0, 0]]
+
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5, 3.0], [0.0, 1.0, -2.0, 0.3]])
+ROWS = {
+    "target": torch.tensor([[1.0, 0, 0, 0], [0.25, 0.75, 0, 0]]),
+    "inherent": torch.tensor([[0, 0, 0, 1.0], [0, 0, 0, 0]]),
+    "similar": torch.tensor([[0, 0.5, 0.5, 0], [0, 0, 1.0, 0]]),
+}
+
+
+def test_loss_by_hand():
+    def cross_entropy(sample: int, label: int) -> float:
+        return -math.log(math.exp(LOGITS[sample, label]) / sum(math.exp(value) for value in LOGITS[sample]))
+
+    first = cross_entropy(0, 0) - 0.3 * cross_entropy(0, 3)
+    first -= 0.2 * (cross_entropy(0, 1) + cross_entropy(0, 2)) / 2  # a mean over the similar labels
+    second = 0.25 * cross_entropy(1, 0) + 0.75 * cross_entropy(1, 1) - 0.2 * cross_entropy(1, 2)
+    loss = muse_loss(LOGITS, **ROWS, inherent_weight=0.3, similar_weight=0.2)
+    torch.testing.assert_close(loss, torch.tensor([first, second]))
+
+
+def test_loss_is_float32_whatever_the_logits():
+    weights = {"inherent_weight": 0.3, "similar_weight": 0.2}
+    loss = muse_loss(LOGITS.bfloat16(), **ROWS, **weights)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, muse_loss(LOGITS.bfloat16().float(), **ROWS, **weights), rtol=0, atol=0)
+
+
+def test_loss_goes_below_zero():
+    """max(0, ...) around a cross-entropy would do nothing; around the loss it would kill its gradient."""
+    assert muse_loss(LOGITS, **ROWS, inherent_weight=0, similar_weight=10).max() < 0
+
+
+# ---- pixels and similarity -----------------------------------------------------------------------------------------
+
+SPEC = PixelSpec(8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
+def test_pixels_are_normalised_per_channel():
+    image = torch.rand(2, 3, 8, 8) * 2 - 1
+    for channel in range(3):
+        expected = ((image[:, channel] + 1) / 2 - SPEC.mean[channel]) / SPEC.std[channel]
+        torch.testing.assert_close(SPEC.prepare(image)[:, channel], expected)
+
+
+def test_pixels_are_resized_with_antialiasing():
+    checkerboard = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
+    pixels = PixelSpec(8, (0.0,) * 3, (1.0,) * 3).prepare(checkerboard.expand(1, 3, 32, 32))
+    assert pixels.shape == (1, 3, 8, 8)
+    torch.testing.assert_close(pixels, torch.full_like(pixels, 0.5), atol=0.02, rtol=0)
+
+
+def test_pixels_out_of_range_keep_their_gradient():
+    image = torch.full((1, 3, 12, 12), 3.0, requires_grad=True)
+    pixels = SPEC.prepare(image)
+    assert pixels.min() > (1 - 0.4) / 0.2, "a clamp would lose how far the image is out"
+    assert torch.autograd.grad(pixels.sum(), image)[0].abs().min() > 0
+
+
+def test_pixels_are_float32():
+    assert SPEC.prepare(torch.zeros(1, 3, 16, 16, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("scale", [None, 7.0])
+def test_similarity_is_the_scaled_cosine(scale):
+    clip = tiny_models.clip_model()
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    text = dict(tiny_models.tokenizer()(["a cat", "dogs"], padding="max_length", return_tensors="pt"))
+    similarity = clip_similarity(clip, image, text, scale)
+    output = clip(pixel_values=PixelSpec.from_clip(clip).prepare(image), **text)
+    expected = torch.einsum("bd,bd->b", output.image_embeds, output.text_embeds) * (scale or clip.logit_scale.exp())
+    torch.testing.assert_close(similarity, expected)
+
+
+# ---- the one-step preview ------------------------------------------------------------------------------------------
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def make_scheduler(name: str, **config):
+    """A scheduler that neither clips nor thresholds its prediction, as Stable Diffusion's do not."""
+    scheduler_class = getattr(diffusers, name)
+    known = inspect.signature(scheduler_class.__init__).parameters
+    config = {**SCHEDULE, "clip_sample": False, **config}
+    return scheduler_class(**{key: value for key, value in config.items() if key in known})
+
+
+def preview(scheduler, model_input: torch.Tensor, noise_pred: torch.Tensor, timestep) -> torch.Tensor:
+    return predict_x0(model_input, noise_pred, signal_level(scheduler, timestep), scheduler.config.prediction_type)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "LMSDiscreteScheduler",
+    ],
+)
+def test_preview_is_the_schedulers_own(name, prediction_type):
+    if name == "EulerAncestralDiscreteScheduler" and prediction_type == "sample":
+        prediction_type = "epsilon"  # it knows no other
+    scheduler = make_scheduler(name, prediction_type=prediction_type)
+    scheduler.set_timesteps(5)
+    generator = tiny_models.generator()
+    latents = torch.randn(1, 4, 8, 8, generator=generator) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        noise_pred = torch.randn(latents.shape, generator=generator)
+        x0 = preview(scheduler, scheduler.scale_model_input(latents, timestep), noise_pred, timestep)
+        output = scheduler.step(noise_pred, timestep, latents)
+        own = getattr(output, "pred_original_sample", None)
+        torch.testing.assert_close(x0, own, rtol=1e-4, atol=1e-4)
+        latents = output.prev_sample
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
+@pytest.mark.parametrize("sigmas", ["own", "karras"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PNDMScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "UniPCMultistepScheduler",
+        "DEISMultistepScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",  # every second evaluation stands between two sigmas
+    ],
+)
+def test_preview_finds_the_clean_latents(name, sigmas, prediction_type):
+    """With the true noise (or latents) predicted at each step, every solver's path is straight: x0 never changes."""
+    if name in ("PNDMScheduler", "KDPM2DiscreteScheduler"):
+        prediction_type = "epsilon"  # they know no other
+    scheduler = make_scheduler(name, prediction_type=prediction_type, use_karras_sigmas=sigmas == "karras")
+    scheduler.set_timesteps(6)
+    clean, noise = torch.randn(2, 1, 4, 8, 8, generator=tiny_models.generator())
+    latents = scheduler.add_noise(clean, noise, scheduler.timesteps[:1])
+    for timestep in scheduler.timesteps:
+        predicted = noise if prediction_type == "epsilon" else clean
+        x0 = preview(scheduler, scheduler.scale_model_input(latents, timestep), predicted, timestep)
+        torch.testing.assert_close(x0, clean, rtol=1e-4, atol=1e-4)
+        latents = scheduler.step(predicted, timestep, latents).prev_sample
+
+
+def test_preview_of_ancestral_second_order_steps():
+    """The first step's two evaluations; then fresh noise bends the path."""
+    scheduler = make_scheduler("KDPM2AncestralDiscreteScheduler")
+    scheduler.set_timesteps(6)
+    clean, noise = torch.randn(2, 1, 4, 8, 8, generator=tiny_models.generator())
+    latents = scheduler.add_noise(clean, noise, scheduler.timesteps[:1])
+    for timestep in scheduler.timesteps[:2]:
+        x0 = preview(scheduler, scheduler.scale_model_input(latents, timestep), noise, timestep)
+        torch.testing.assert_close(x0, clean, rtol=1e-4, atol=1e-4)
+        latents = scheduler.step(noise, timestep, latents).prev_sample
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler"])
+def test_preview_of_few_step_schedulers_is_the_ddim_one(name, prediction_type):
+    """They do not tell their x0 by itself; at the same timestep it is DDIM's."""
+    scheduler, ddim = (make_scheduler(one, prediction_type=prediction_type) for one in (name, "DDIMScheduler"))
+    scheduler.set_timesteps(4)
+    ddim.set_timesteps(4)
+    latents, noise_pred = torch.randn(2, 1, 4, 8, 8, generator=tiny_models.generator())
+    for timestep in scheduler.timesteps:
+        own = ddim.step(noise_pred, timestep, latents).pred_original_sample
+        torch.testing.assert_close(preview(scheduler, latents, noise_pred, timestep), own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [scheduler.name for scheduler in KarrasDiffusionSchedulers])
+def test_asking_for_the_signal_level_leaves_the_scheduler_alone(name):
+    if name in ("DPMSolverSDEScheduler", "EDMEulerScheduler"):  # needs torchsde; is refused
+        name = "DDIMScheduler"
+    scheduler = make_scheduler(name)
+    scheduler.set_timesteps(4)
+    latents = torch.randn(1, 4, 8, 8) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        model_input = scheduler.scale_model_input(latents, timestep)
+        before = copy.deepcopy(vars(scheduler))
+        signal_level(scheduler, timestep)
+        assert str(vars(scheduler)) == str(before)
+        latents = scheduler.step(model_input, timestep, latents).prev_sample
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.FlowMatchEulerDiscreteScheduler(),
+        diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
+        diffusers.EDMEulerScheduler(),
+        diffusers.EDMDPMSolverMultistepScheduler(),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_schedulers_of_another_kind_are_refused(scheduler):
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match="`scheduler`.*does not tell the noise level"):
+        signal_level(scheduler, scheduler.timesteps[0])
+
+
+def test_unknown_predictions_are_refused():
+    with pytest.raises(ValueError, match="`scheduler` predicts 'flow'"):
+        predict_x0(torch.zeros(1), torch.zeros(1), 0.5, "flow")
+
+
+def test_preview_is_float32_for_half_precision_networks():
+    latents, noise = torch.randn(2, 1, 4, 8, 8).bfloat16()
+    x0 = predict_x0(latents, noise, 0.01, "epsilon")
+    expected = (latents.double() - 0.99**0.5 * noise.double()) / 0.1
+    assert x0.dtype == torch.float32
+    torch.testing.assert_close(x0, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_formula():
+    reference, cond = torch.randn(2, 1, 4, 8, 8)
+    guided = reference + 7.5 * (cond - reference)
+    torch.testing.assert_close(guide_noise(reference, cond, 7.5), guided, rtol=0, atol=0)
+    assert guide_noise(None, cond, 7.5) is cond
+    rescaled = guided * cond.std() / guided.std()  # Eq. 15 of "Common Diffusion Noise Schedules..."
+    torch.testing.assert_close(guide_noise(reference, cond, 7.5, 0.3), 0.3 * rescaled + 0.7 * guided)
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+def gradient_image(size: int = 4) -> PIL.Image.Image:
+    """Bright on the right, dark on the left."""
+    return PIL.Image.fromarray(np.tile(np.linspace(0, 255, size).astype(np.uint8), (size, 1)))
+
+
+def test_gray_and_palette_pictures_become_rgb():
+    gray = gradient_image()
+    for image in (gray, gray.convert("P"), gray.convert("LA"), gray.convert("RGB"), gray.convert("CMYK")):
+        assert to_rgb(image).mode == "RGB"
+        assert np.abs(np.asarray(to_rgb(image)).astype(int) - np.asarray(gray)[..., None]).max() <= 1, image.mode
+    assert np.asarray(to_rgb(gray.convert("1", dither=0))).max() == 255
+
+
+@pytest.mark.parametrize("dtype, mode", [(np.uint16, "I;16"), (np.int32, "I")])
+def test_sixteen_bits_are_scaled_by_their_range_not_by_the_brightest_pixel(dtype, mode):
+    image = PIL.Image.fromarray(np.array([[0, 16384, 32896]], dtype=dtype))
+    assert image.mode == mode
+    assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 64, 128]
+
+
+def test_thirty_two_bit_modes_may_hold_eight_bit_values():
+    for dtype in (np.int32, np.float32):
+        image = PIL.Image.fromarray(np.array([[-5, 0, 100, 255]], dtype=dtype))
+        assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 0, 100, 255]
+
+
+def test_transparency_is_laid_on_white():
+    image = PIL.Image.new("RGBA", (2, 1), (10, 20, 30, 255))
+    image.putpixel((1, 0), (10, 20, 30, 0))
+    assert np.asarray(to_rgb(image)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    palette = PIL.Image.new("P", (1, 1), 0)
+    palette.info["transparency"] = 0
+    assert to_rgb(palette).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_rotation_is_applied():
+    image = PIL.Image.new("RGB", (3, 2), "black")
+    image.putpixel((0, 0), (255, 255, 255))
+    image.getexif()[0x0112] = 6  # the camera was turned: the top left corner belongs at the top right
+    upright = to_rgb(image)
+    assert upright.size == (2, 3)
+    assert upright.getpixel((1, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 6, 3), (4, 6, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_arrays_become_pictures(shape, dtype):
+    array = np.full(shape, 51 if dtype == np.uint8 else 0.2, dtype)
+    if shape[-1] == 4:
+        array[..., 3] = 255 if dtype == np.uint8 else 1
+    image = array_to_rgb(array)
+    assert (image.mode, image.size) == ("RGB", (6, 4))
+    assert np.unique(np.asarray(image)).tolist() == [51]
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3)], ids=str)
+def test_sixteen_bit_arrays_become_pictures(shape):
+    assert np.unique(np.asarray(array_to_rgb(np.full(shape, 32896, np.uint16)))).tolist() == [128]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 4, 6), np.uint8),
+        np.zeros((4, 6, 2), np.uint8),
+        np.zeros(5, np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 6), np.int64),
+        np.zeros((4, 6), bool),
+        np.full((4, 6), 1.5),
+        np.full((4, 6), -0.1),
+        np.full((4, 6), np.nan),
+        np.full((4, 6), "x"),
+    ],
+    ids=["channels first", "two channels", "one axis", "empty", "int64", "bool", "above", "below", "nan", "text"],
+)
+def test_other_arrays_are_refused(array):
+    with pytest.raises(ValueError, match="`image` arrays"):
+        array_to_rgb(array)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_fitted_sizes_keep_area_and_aspect(width, height):
+    fitted = fit_size(width, height, area=512 * 512)
+    assert all(side % 8 == 0 and side >= 8 for side in fitted)
+    exact = [(512 * 512 * a / b) ** 0.5 for a, b in ((width, height), (height, width))]
+    for side, wanted in zip(fitted, exact):
+        assert side == max(8, side) and abs(side - wanted) <= max(4, 8 - wanted) + 1e-6
+
+
+# ---- contexts and records ------------------------------------------------------------------------------------------
+
+
+def test_forked_generators_draw_the_same_and_leave_theirs_alone():
+    generator, untouched = tiny_models.generator(), tiny_models.generator()
+    copied = torch.randn(5, generator=fork_generator(generator))
+    expected = torch.randn(5, generator=untouched)
+    assert torch.equal(copied, expected)
+    assert torch.equal(torch.randn(5, generator=generator), expected)
+    forks = fork_generator([tiny_models.generator(1), tiny_models.generator(2)])
+    assert torch.equal(torch.randn(5, generator=forks[1]), torch.randn(5, generator=tiny_models.generator(2)))
+
+
+def test_without_a_generator_the_global_one_is_forked():
+    torch.manual_seed(3)
+    copied = torch.randn(5, generator=fork_generator(None))
+    assert torch.equal(copied, torch.randn(5))
+
+
+def test_rows_are_selected_in_nested_conditioning():
+    value = {"a": [torch.arange(6), None], "b": 7}
+    assert select_rows(value, [0, 2], [1], batch_size=3)["a"][0].tolist() == [0, 2, 4]
+    assert select_rows(value, [], [0, 2], batch_size=3)["a"][0].tolist() == [3, 5]
+    assert select_rows(torch.arange(3), [], [2], batch_size=3).tolist() == [2], "no null rows"
+    assert select_rows(value, [], [0], batch_size=3)["b"] == 7
+
+
+def test_frozen_restores_every_flag():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(), torch.nn.Linear(2, 2))
+    module.train()
+    module[1].eval()
+    module[0].weight.requires_grad_(False)
+    flags = [True, False, True]
+    with pytest.raises(KeyboardInterrupt):
+        with frozen(module):
+            assert not any(weight.requires_grad for weight in module.parameters())
+            assert not any(part.training for part in module.modules())
+            raise KeyboardInterrupt
+    assert [part.training for part in module] == flags and module.training
+    assert [weight.requires_grad for weight in module.parameters()] == [False, True, True, True]
+
+
+def test_learning_rate_falls_with_the_step_index():
+    names = inspect.signature(GuidanceSettings).parameters
+    settings = GuidanceSettings(**dict.fromkeys(names, 0) | {"guided_preview": True, "carry_emotion_tokens": True})
+    object.__setattr__(settings, "emotion_learning_rate", 0.02)
+    rates = [settings.learning_rate(step) for step in (0, 1, 50, 99, 100, 101, 999)]
+    assert rates == pytest.approx([0.02, 0.0198, 0.01, 0.0002, 0, 0, 0])
