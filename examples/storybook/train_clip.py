@@ -1,0 +1,227 @@
+# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+"""Stage 2: a small CLIP on pictures and captions. Writes `tokenizer/` and `clip_model/` into the work folder.
+
+Its text tower becomes the text encoder of the diffusion model, as in Stable Diffusion 1.x. With another `--seed` and
+`--output` it gives the CLIP that is held out for evaluation.
+"""
+
+import contextlib
+import copy
+import random
+from dataclasses import replace
+
+import torch
+from common import (
+    MAX_LENGTH,
+    arguments,
+    autocast,
+    build_tokenizer,
+    degrade,
+    encode,
+    generator_of,
+    learning_rate_at,
+    load_checkpoint,
+    load_set,
+    mirror,
+    normalise,
+    progress,
+    save_checkpoint,
+    save_json,
+    to_pixels,
+    update_average,
+)
+from PIL import Image
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from world import COLOURS, CUE_PHRASES, EMOTIONS, PLACES, SUBJECTS, Scene, caption, contact_sheet, content_prompt
+
+
+KINDS, KIND_WEIGHTS = ("content", "full", "cue", "emotion"), (0.4, 0.42, 0.12, 0.06)
+
+
+def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        hidden_act="gelu",
+        max_position_embeddings=MAX_LENGTH,
+        projection_dim=128,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        hidden_act="gelu",
+        image_size=64,
+        patch_size=8,
+        projection_dim=128,
+    )
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
+
+
+def one_word_off(scene: Scene, rng: random.Random) -> Scene:
+    """The scene with another place, subject, colour or cue: its caption is a hard negative."""
+    part = rng.choice(("place", "subject", "subject", "colour", "cue"))
+    if part == "cue" and scene.cues:
+        k = rng.randrange(len(scene.cues))
+        other = rng.choice([name for name in CUE_PHRASES if name not in dict(scene.cues)])
+        return replace(scene, cues=tuple((other if i == k else name, a) for i, (name, a) in enumerate(scene.cues)))
+    if part == "place":
+        return replace(scene, place=rng.choice([place for place in PLACES if place != scene.place]))
+    if part == "colour":
+        return replace(scene, colour=rng.choice([name for name in COLOURS if name != scene.colour]))
+    return replace(scene, subject=rng.choice([subject for subject in SUBJECTS if subject != scene.subject]))
+
+
+def captions_of(scenes: list[Scene], rng: random.Random) -> tuple[list[str], list[str], list[str]]:
+    """Captions, their kinds, and captions that are wrong in one word (or in the emotion)."""
+    texts, kinds, wrong = [], rng.choices(KINDS, KIND_WEIGHTS, k=len(scenes)), []
+    for k, scene in enumerate(scenes):
+        if kinds[k] == "emotion" and scene.emotion is None or kinds[k] == "cue" and not scene.cues:
+            kinds[k] = "content"
+        words = rng.getrandbits(32)
+        other = one_word_off(scene, rng)
+        if kinds[k] == "emotion":
+            other = replace(scene, emotion=rng.choice([name for name in EMOTIONS if name != scene.emotion]))
+        texts.append(caption(scene, random.Random(words), kinds[k]))
+        wrong.append(caption(other, random.Random(words), kinds[k]))
+    return texts, kinds, wrong
+
+
+def text_features(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    """Normalised features of texts, (batch, dim)."""
+    ids = encode(tokenizer, texts)
+    length = int((ids == tokenizer.eos_token_id).int().argmax(1).max()) + 1  # what follows the end changes nothing
+    return F.normalize(model.get_text_features(ids[:, :length].to(model.device)).pooler_output.float(), dim=-1)
+
+
+def clip_loss(
+    model: CLIPModel, pixels: torch.Tensor, scenes: list[Scene], tokenizer, rng, lock_text: bool
+) -> torch.Tensor:
+    """CLIP's symmetric cross-entropy, and that of the right content among all 64.
+
+    Pictures also see one hard negative each; captions that hold for another picture of the batch as well are not
+    counted as wrong for it.
+    """
+    texts, kinds, wrong = captions_of(scenes, rng)
+    contents = [f"a {rng.choice(s[0])} {rng.choice(p[0])}" for p in PLACES.values() for s in SUBJECTS.values()]
+    images = F.normalize(model.get_image_features(pixels).pooler_output.float(), dim=-1)
+    with torch.no_grad() if lock_text else contextlib.nullcontext():
+        words = text_features(model, tokenizer, texts + wrong + contents)
+    logits = model.logit_scale.exp() * images @ words.T  # (batch, 2 * batch + 64)
+    logits, content_logits = logits.split((2 * len(texts), len(contents)), dim=1)
+
+    keys, emotions = [(s.place, s.subject) for s in scenes], [s.emotion for s in scenes]
+    also_true = torch.zeros_like(logits, dtype=torch.bool)
+    for j, kind in enumerate(kinds):
+        if kind in ("content", "emotion"):
+            values = keys if kind == "content" else emotions
+            also_true[:, j] = torch.tensor([i != j and value == values[j] for i, value in enumerate(values)])
+    for j, (text, negative) in enumerate(zip(texts, wrong)):
+        also_true[:, len(texts) + j] |= negative == text
+    logits = logits.masked_fill(also_true, -1e4)
+    target = torch.arange(len(texts), device=pixels.device)
+    loss = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(texts)].T, target))
+    return loss + F.cross_entropy(
+        content_logits, torch.tensor([content_index(s) for s in scenes], device=pixels.device)
+    )
+
+
+@torch.no_grad()
+def rank_content(model: CLIPModel, tokenizer: CLIPTokenizer, pixels: torch.Tensor) -> torch.Tensor:
+    """For pictures in [-1, 1]: the similarities (batch, 64) to the prompts of all places x subjects, as cosines."""
+    words = text_features(
+        model, tokenizer, [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
+    )
+    images = F.normalize(model.get_image_features(normalise(pixels)).pooler_output, dim=-1)
+    return images @ words.T
+
+
+def content_index(scene: Scene) -> int:
+    return tuple(PLACES).index(scene.place) * len(SUBJECTS) + tuple(SUBJECTS).index(scene.subject)
+
+
+def main():
+    parser = arguments(__doc__, steps=2200, batch_size=80, learning_rate=1e-3)
+    parser.add_argument("--output", default="clip_model", help="name of the folder to write, inside the work folder")
+    parser.add_argument(
+        "--lock_text", action="store_true", help="train the image side of --initial, to which its text is fixed"
+    )
+    parser.add_argument("--initial", help="name of the folder to start from, inside the work folder")
+    parser.add_argument(
+        "--degraded", type=float, default=0.5, help="share of the pictures that are blurred, paled or noisy"
+    )
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    scenes, pictures = load_set("world", args.work_dir)
+    held_out_scenes, held_out = load_set("world_held_out", args.work_dir)
+    folder, checkpoint = args.work_dir / args.output, args.work_dir / f"{args.output}.pt"
+
+    tokenizer = build_tokenizer(args.work_dir / "tokenizer")
+    model = build_clip(tokenizer).to(args.device)
+    if args.initial:
+        model = CLIPModel.from_pretrained(args.work_dir / args.initial).to(args.device)
+    if args.lock_text:
+        model.text_model.requires_grad_(False)
+        model.text_projection.requires_grad_(False)
+    model.set_attn_implementation("eager")  # on a CPU the backward of the fused kernel takes half of the step
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    start = 0
+    if args.resume and checkpoint.exists():
+        start = load_checkpoint(checkpoint, model=model, average=average, optimizer=optimizer)
+
+    def save(step: int):
+        save_checkpoint(checkpoint, step, model=model, average=average, optimizer=optimizer)
+        average.save_pretrained(folder)
+        similarities = rank_content(average, tokenizer, to_pixels(held_out[:1024], args.device))
+        truth = torch.tensor([content_index(scene) for scene in held_out_scenes[:1024]], device=args.device)
+        right = similarities.argmax(1) == truth
+        save_json(
+            args.work_dir / f"{args.output}_log.json",
+            {
+                "step": step,
+                "first_of_64": right.float().mean().item(),
+                "cosine_of_truth": similarities.gather(1, truth[:, None]).mean().item(),
+                "logit_scale": average.logit_scale.exp().item(),
+            },
+        )
+        missed = (~right).nonzero().flatten().tolist()[:40] or [0]
+        contact_sheet([Image.fromarray(held_out[k]) for k in missed], 10).save(
+            args.work_dir / f"{args.output}_missed.png"
+        )
+
+    bar = progress(start, args.steps, args.output)
+    for step in bar:
+        generator = generator_of(args.seed, step)
+        rng = random.Random(f"{args.seed}/{step}")
+        chosen = torch.randint(len(pictures), (args.batch_size,), generator=generator).numpy()
+        pixels = normalise(
+            degrade(mirror(to_pixels(pictures[chosen], args.device), generator), generator, args.degraded)
+        )
+        with autocast(args.device):
+            loss = clip_loss(model, pixels, [scenes[k] for k in chosen], tokenizer, rng, args.lock_text)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, args.steps, args.learning_rate)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=4.6052)
+        update_average(average, model, step, 0.998)
+        bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.1f}", refresh=False)
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            save(step + 1)
+
+
+if __name__ == "__main__":
+    main()
