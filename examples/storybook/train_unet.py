@@ -1,0 +1,271 @@
+# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+"""Stage 3: the diffusion model on 16 x 16 x 4 latents. Writes `unet/` into the work folder.
+
+MUSE moves tokens that stand behind the prompt, so the network must answer smoothly to embeddings that no text encodes.
+Stable Diffusion learnt this from billions of captions; here the training conditions make up for it, see `Conditions`.
+"""
+
+import copy
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from common import (
+    arguments,
+    autocast,
+    encode,
+    generator_of,
+    learning_rate_at,
+    load_checkpoint,
+    load_set,
+    progress,
+    save_array,
+    save_checkpoint,
+    save_json,
+    to_pixels,
+    update_average,
+)
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch.nn import functional as F
+from tqdm import tqdm
+from train_clip import rank_content
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from world import CUE_PHRASES, CUES, EMOTIONS, PLACES, SUBJECTS, Scene, caption, contact_sheet, content_prompt
+
+
+MAX_EXTRA = 8  # tokens behind the prompt
+SNR_CAP = 5.0  # min-SNR weighting, https://huggingface.co/papers/2303.09556
+
+
+def build_unet(width: int, layers: int, sample_size: int = 16, cross_attention_dim: int = 128) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        block_out_channels=(width, 2 * width),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        layers_per_block=layers,
+        cross_attention_dim=cross_attention_dim,
+        attention_head_dim=(2, 4),  # the number of heads, by diffusers' old mistake
+        norm_num_groups=8,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule and DDIM settings."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
+    """The text tower of a CLIP as a text encoder of its own, as in Stable Diffusion 1.x."""
+    encoder = CLIPTextModel(clip.config.text_config)
+    ours = encoder.state_dict()
+    theirs = {name.removeprefix("text_model."): value for name, value in clip.text_model.state_dict().items()}
+    encoder.load_state_dict({name: theirs[name.removeprefix("text_model.")] for name in ours})
+    return encoder.eval()
+
+
+class Conditions:
+    """Turns scenes into text hidden states (batch, length, dim), and makes them smooth.
+
+    - many captions for one scene, words dropped, several cues at once; a tenth is empty, for guidance;
+    - hidden states blurred by noise of a random size, or mixed from two captions of the same scene;
+    - 0 to 8 tokens behind the 32 of the prompt. Where the scene has cues these may be hidden states of cue phrases that
+      the caption then leaves out, mixed with the state of padding as the cue is weaker; else noise or padding, which
+      the network learns to ignore. The word of an emotion stands in "an image of {emotion}" only.
+    """
+
+    kinds, weights = ("content", "full", "cue", "emotion", "null"), (0.24, 0.50, 0.07, 0.08, 0.11)
+
+    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, device: str):
+        self.tokenizer, self.encoder, self.device = tokenizer, encoder, device
+        self.padding = self.hidden([""])[0, -1]  # (dim,)
+        sample = [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
+        self.std = self.hidden(sample).std().item()
+        self.phrases = {}  # cue -> states of each of its phrases without the begin token, (words + 1, dim)
+        for cue, texts in CUE_PHRASES.items():
+            lengths = [len(self.tokenizer.tokenize(text)) for text in texts]
+            self.phrases[cue] = [state[1 : 2 + n] for state, n in zip(self.hidden(list(texts)), lengths)]
+
+    @torch.no_grad()
+    def hidden(self, texts: list[str]) -> torch.Tensor:
+        return self.encoder(encode(self.tokenizer, texts).to(self.device)).last_hidden_state
+
+    def drop_words(self, text: str, rng: random.Random) -> str:
+        if rng.random() > 0.15 or text.startswith("an image of"):
+            return text
+        return " ".join(word for word in text.split() if rng.random() > 0.15)
+
+    def extra_tokens(self, scene: Scene, number: int, use_cue: bool, rng: random.Random, generator) -> torch.Tensor:
+        """The tokens behind the prompt, (number, dim)."""
+        noise = torch.randn((number, len(self.padding)), generator=generator).to(self.device) * self.std
+        filler = rng.choice(
+            (noise, noise * rng.random(), self.padding + noise * rng.random() * 0.5, self.padding.expand(number, -1))
+        )
+        if not use_cue:
+            return filler
+        states = []
+        for name, intensity in rng.sample(scene.cues, rng.choice((1, len(scene.cues)))):
+            phrase = rng.choice(self.phrases[name])
+            share = 1.0 if rng.random() < 0.5 else min(1.0, intensity + 0.1)
+            states.append(self.padding + share * (phrase - self.padding))
+        states = torch.cat(states)
+        if rng.random() < 0.3:  # the last state of a phrase has read all of it
+            states = states[-1:].expand(number, -1)
+        states = states[-number:]
+        if len(states) < number:
+            repeat = (
+                torch.cat([states] * (number // len(states) + 1))[:number] if rng.random() < 0.5 else filler.clone()
+            )
+            repeat[: len(states)] = states
+            states = repeat
+        if rng.random() < 0.3:
+            states = states[torch.randperm(number, generator=generator)]
+        return states
+
+    def __call__(self, scenes: list[Scene], rng: random.Random, generator: torch.Generator) -> torch.Tensor:
+        number = rng.randint(1, MAX_EXTRA) if rng.random() < 0.6 else 0
+        texts, others, extra = [], [], []
+        for scene in scenes:
+            kind = rng.choices(self.kinds, self.weights)[0]
+            use_cue = number > 0 and bool(scene.cues) and kind != "emotion" and rng.random() < 0.6
+            if use_cue and kind in ("full", "cue"):
+                kind = rng.choice(("content", "content", "content", "full", "null"))
+            texts.append(self.drop_words(caption(scene, rng, kind), rng))
+            others.append(
+                caption(scene, rng, kind) if kind in ("content", "full") and rng.random() < 0.12 else texts[-1]
+            )
+            if number:
+                extra.append(self.extra_tokens(scene, number, use_cue, rng, generator))
+        states = self.hidden(texts)
+        mixed = [k for k, (text, other) in enumerate(zip(texts, others)) if text != other]
+        if mixed:
+            states[mixed] = torch.lerp(states[mixed], self.hidden([others[k] for k in mixed]), rng.random())
+        if number:
+            states = torch.cat([states, torch.stack(extra)], dim=1)
+        size = torch.randn((len(scenes), 1, 1), generator=generator).abs() * 0.2 * self.std
+        size = size * (torch.rand((len(scenes), 1, 1), generator=generator) < 0.6)
+        return states + (size * torch.randn(states.shape, generator=generator)).to(self.device)
+
+
+@torch.no_grad()
+def load_latents(args, vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
+    """Scaled latents of all pictures, (count, 4, 16, 16), encoded on first use."""
+    path = args.work_dir / "world_latents.npy"
+    if not path.exists():
+        chunks = []
+        for start in tqdm(range(0, len(pictures), 128), desc="latents", mininterval=20):
+            with autocast(args.device):
+                latents = vae.encode(to_pixels(pictures[start : start + 128], args.device)).latent_dist.mean
+            chunks.append((latents.float() * vae.config.scaling_factor).half().cpu().numpy())
+        save_array(path, np.concatenate(chunks))
+    return torch.from_numpy(np.load(path))
+
+
+def validation_prompts() -> list[str]:
+    """Contents in the first rows, then each emotion's cues named, then the emotions alone."""
+    rng = random.Random(0)
+    contents = [
+        content_prompt(place, tuple(SUBJECTS)[(k + 3 * j) % 8]) for j in range(3) for k, place in enumerate(PLACES)
+    ]
+    cues = [f"{rng.choice(contents)} {rng.choice(CUES[emotion])}" for _ in range(2) for emotion in EMOTIONS]
+    return contents + cues + [f"an image of {emotion}" for emotion in EMOTIONS]
+
+
+def main():
+    parser = arguments(__doc__, steps=2900, batch_size=48, learning_rate=8e-4)
+    parser.add_argument("--width", type=int, default=72)
+    parser.add_argument("--layers", type=int, default=1)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    scenes, pictures = load_set("world", args.work_dir)
+    folder, checkpoint = args.work_dir / "unet", args.work_dir / "unet.pt"
+    vae = AutoencoderKL.from_pretrained(args.work_dir / "vae").to(args.device).eval()
+    clip = CLIPModel.from_pretrained(args.work_dir / "clip_model").to(args.device).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(args.work_dir / "tokenizer")
+    encoder = text_encoder_of(clip).to(args.device)
+    conditions = Conditions(tokenizer, encoder, args.device)
+    latents_of = load_latents(args, vae, pictures)
+    scheduler = build_scheduler()
+    alphas = scheduler.alphas_cumprod
+
+    unet = build_unet(args.width, args.layers).to(args.device, memory_format=torch.channels_last)
+    unet.set_attn_processor(AttnProcessor())  # on a CPU the backward of the fused kernel is slow
+    twin = copy.deepcopy(unet).to(torch.bfloat16)  # computes the gradients; cheaper than autocast
+    average = copy.deepcopy(unet).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    start = 0
+    if args.resume and checkpoint.exists():
+        start = load_checkpoint(checkpoint, model=unet, average=average, optimizer=optimizer)
+
+    def save(step: int):
+        save_checkpoint(checkpoint, step, model=unet, average=average, optimizer=optimizer)
+        average.save_pretrained(folder)
+        pipe = StableDiffusionPipeline(
+            vae, encoder, tokenizer, average, scheduler, None, None, None, requires_safety_checker=False
+        )
+        pipe.set_progress_bar_config(disable=True)
+        prompts = validation_prompts()
+        images = pipe(prompts, num_inference_steps=20, generator=torch.Generator().manual_seed(0)).images
+        contact_sheet(images, 8).save(args.work_dir / f"unet_{step:05d}.png")
+        pixels = to_pixels(np.stack([np.asarray(image) for image in images[:24]]), args.device)
+        contents = [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
+        truth = torch.tensor([contents.index(prompt) for prompt in prompts[:24]], device=args.device)
+        first = (rank_content(clip, tokenizer, pixels).argmax(1) == truth).float().mean().item()
+        save_json(args.work_dir / "unet_log.json", {"step": step, "first_of_64": first})
+
+    # On a CPU one thread per part of the batch is faster than several threads per operation.
+    parameters, workers = list(unet.parameters()), 1
+    if args.device == "cpu":
+        workers = torch.get_num_threads()
+        torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(
+        workers, initializer=torch.set_num_threads if workers > 1 else None, initargs=(1,) if workers > 1 else ()
+    )
+    bar = progress(start, args.steps, "unet")
+    for step in bar:
+        generator, rng = generator_of(args.seed, step), random.Random(f"{args.seed}/{step}")
+        chosen = torch.randint(len(scenes), (args.batch_size,), generator=generator)
+        states = conditions([scenes[k] for k in chosen.tolist()], rng, generator)
+        latents = latents_of[chosen].float()
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(len(alphas), (args.batch_size,), generator=generator)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        snr = alphas[timesteps] / (1 - alphas[timesteps])
+        weight = (snr.clamp(max=SNR_CAP) / snr) / args.batch_size
+
+        def part_gradients(part: slice, noisy=noisy, noise=noise, timesteps=timesteps, states=states, weight=weight):
+            """The loss of a part of the batch, and its gradients."""
+            inputs = noisy[part].to(args.device).contiguous(memory_format=torch.channels_last)
+            predicted = twin(inputs.bfloat16(), timesteps[part].to(args.device), states[part].bfloat16()).sample
+            errors = F.mse_loss(predicted.float(), noise[part].to(args.device), reduction="none").mean((1, 2, 3))
+            loss = (weight[part].to(args.device) * errors).sum()
+            return loss.detach(), *torch.autograd.grad(loss, list(twin.parameters()))
+
+        with torch.no_grad():
+            torch._foreach_copy_(list(twin.parameters()), parameters)
+        size = -(-args.batch_size // workers)
+        parts = [slice(k, k + size) for k in range(0, args.batch_size, size)]
+        loss, *gradients = (sum(values) for values in zip(*pool.map(part_gradients, parts)))
+        for parameter, gradient in zip(parameters, gradients):
+            parameter.grad = gradient.float()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, args.steps, args.learning_rate)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        update_average(average, unet, step, 0.998)
+        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            save(step + 1)
+
+
+if __name__ == "__main__":
+    main()
