@@ -1,0 +1,81 @@
+# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+"""Choose the threshold of the semantic gate for this world's CLIP.
+
+Samples neutral prompts as the stock pipeline does (DDIM, guidance 7.5), measures the similarity of the prompt and the
+one-step preview of x0 at each step, `logit_scale.exp() * cos`, and picks the value that the median sample passes at a
+given share of the steps. Writes `calibration.json` and a plot of the curves.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import torch
+from common import encode, normalise, save_json
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch.nn import functional as F
+from train_unet import build_scheduler, text_encoder_of
+from transformers import CLIPModel, CLIPTokenizer
+from world import PLACES, SUBJECTS, content_prompt
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+@torch.no_grad()
+def similarity_curves(work_dir: Path, prompts: list[str], steps: int, guidance: float = 7.5) -> torch.Tensor:
+    """Similarities of the previews with their prompts, (steps, prompts)."""
+    unet = UNet2DConditionModel.from_pretrained(work_dir / "unet").eval()
+    vae = AutoencoderKL.from_pretrained(work_dir / "vae").eval()
+    clip = CLIPModel.from_pretrained(work_dir / "clip_tuned").eval()
+    tokenizer = CLIPTokenizer.from_pretrained(work_dir / "tokenizer")
+    encoder, scheduler = text_encoder_of(clip), build_scheduler()
+    states = encoder(encode(tokenizer, [""] * len(prompts) + prompts)).last_hidden_state
+    words = F.normalize(clip.get_text_features(encode(tokenizer, prompts)).pooler_output, dim=-1)
+    latents = torch.randn((len(prompts), 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(steps)
+    curves = []
+    for t in scheduler.timesteps:
+        null, conditional = unet(torch.cat([latents] * 2), t, states).sample.chunk(2)
+        noise = null + guidance * (conditional - null)
+        alpha = scheduler.alphas_cumprod[t]
+        preview = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+        image = vae.decode(preview / vae.config.scaling_factor).sample.clamp(-1, 1)
+        features = F.normalize(clip.get_image_features(normalise(image)).pooler_output, dim=-1)
+        curves.append(clip.logit_scale.exp() * (features * words).sum(-1))
+        latents = scheduler.step(noise, t, latents).prev_sample
+    return torch.stack(curves)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work_dir", type=Path, default=Path(tempfile.gettempdir()) / "storybook")
+    parser.add_argument(
+        "--share", type=float, default=0.25, help="share of the steps after which half of the gates are open"
+    )
+    args = parser.parse_args()
+    prompts = [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    thresholds = {}
+    for axis, steps in zip(axes, (20, 50)):
+        curves = similarity_curves(args.work_dir, prompts, steps)
+        # The gate latches, so what counts is the highest similarity so far.
+        reached = curves.cummax(0).values[: max(1, round(args.share * steps))]
+        thresholds[steps] = reached[-1].median().item()
+        axis.plot(curves, color="#3a6ea5", alpha=0.15, linewidth=0.8)
+        axis.plot(curves.median(1).values, color="#b03a2e", linewidth=2)
+        axis.axvline(args.share * steps, color="grey", linestyle=":")
+        axis.set(title=f"{steps} steps", xlabel="step")
+    threshold = round(sum(thresholds.values()) / len(thresholds), 1)
+    for axis in axes:
+        axis.axhline(threshold, color="grey", linestyle="--")
+    axes[0].set_ylabel("similarity of preview and prompt")
+    figure.tight_layout()
+    figure.savefig(args.work_dir / "calibration.png", dpi=90)
+    save_json(args.work_dir / "calibration.json", {"semantic_threshold": threshold, "by_steps": thresholds})
+
+
+if __name__ == "__main__":
+    main()

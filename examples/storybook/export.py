@@ -1,0 +1,119 @@
+# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+"""Last stage: lay the trained parts out as a diffusers checkpoint in the root, and the judges in `judges/`."""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import diffusers
+import torch
+from common import ROOT, build_tokenizer, save_json
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from judges import FOLDER
+from safetensors.torch import save_file
+from train_unet import build_scheduler, text_encoder_of
+from transformers import CLIPModel, ResNetForImageClassification
+
+
+sys.path.insert(0, str(ROOT / "emotion_classifier"))
+from modeling_simemo import SimEmoForImageClassification  # noqa: E402
+
+
+INDEX = {
+    "_class_name": ["pipeline_muse", "MusePipeline"],
+    "_diffusers_version": diffusers.__version__,
+    "clip_model": ["transformers", "CLIPModel"],
+    "emotion_classifier": ["modeling_simemo", "SimEmoForImageClassification"],
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "preview_vae": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "semantic_threshold": None,
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def without_paths(config: dict) -> dict:
+    """A configuration without traces of the machine that it was trained on."""
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in ("_name_or_path", "name_or_path", "dtype", "torch_dtype")
+    }
+
+
+def export_model(model, folder: Path, keep: tuple[str, ...]):
+    """Write a model's config and weights, and nothing else, into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch)
+        for name in keep:
+            if name.endswith(".json"):
+                config = json.loads((Path(scratch) / name).read_text())
+                config.pop("_name_or_path", None)
+                save_json(folder / name, config)
+            else:
+                shutil.copyfile(Path(scratch) / name, folder / name)
+
+
+def export_judge(model, name: str, folder: Path):
+    folder.mkdir(parents=True, exist_ok=True)
+    save_json(
+        folder / f"{name}.json", {"class": type(model).__name__, "config": without_paths(model.config.to_dict())}
+    )
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(
+        {key: value.half() if value.is_floating_point() else value for key, value in weights.items()},
+        folder / f"{name}.safetensors",
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work_dir", type=Path, default=Path(tempfile.gettempdir()) / "storybook")
+    parser.add_argument("--output", type=Path, default=ROOT)
+    parser.add_argument("--judges", type=Path, default=FOLDER)
+    args = parser.parse_args()
+    work, root = args.work_dir, args.output
+    diffusers_files, transformers_files = (
+        ("config.json", "diffusion_pytorch_model.safetensors"),
+        ("config.json", "model.safetensors"),
+    )
+
+    export_model(AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float16), root / "vae", diffusers_files)
+    export_model(
+        UNet2DConditionModel.from_pretrained(work / "unet", torch_dtype=torch.float16), root / "unet", diffusers_files
+    )
+    clip = CLIPModel.from_pretrained(work / "clip_tuned")
+    export_model(clip, root / "clip_model", transformers_files)
+    export_model(text_encoder_of(clip), root / "text_encoder", transformers_files)
+    if (work / "guide").exists():
+        guide = SimEmoForImageClassification.from_pretrained(work / "guide")
+        export_model(guide, root / "emotion_classifier", transformers_files)
+    build_tokenizer(root / "tokenizer")
+    build_scheduler().save_pretrained(root / "scheduler")
+    scheduler = root / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().rstrip() + "\n")
+    calibration = work / "calibration.json"
+    threshold = json.loads(calibration.read_text())["semantic_threshold"] if calibration.exists() else 0.0
+    save_json(root / "model_index.json", {**INDEX, "semantic_threshold": threshold})
+
+    for name, folder, kind in (
+        ("emo_b", "emo_b", ResNetForImageClassification),
+        ("emo_c", "emo_c", SimEmoForImageClassification),
+        ("clip_b", "clip_b", CLIPModel),
+    ):
+        if (work / folder).exists():
+            export_judge(kind.from_pretrained(work / folder), name, args.judges)
+
+
+if __name__ == "__main__":
+    main()

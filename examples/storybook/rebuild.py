@@ -1,0 +1,62 @@
+# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+"""Make Storybook from nothing: every stage in order, each resumed where it was interrupted.
+
+    python examples/storybook/rebuild.py [--work_dir DIR] [--device cuda]
+
+A stage that is complete is skipped. Only the last one, the export, writes into the repository.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+HERE = Path(__file__).resolve().parent
+# name of the stage's output -> (command, whether it takes the options of training)
+STAGES = {
+    "vae": ("train_vae.py", True),
+    "clip_model": ("train_clip.py", True),
+    "clip_tuned": (
+        "train_clip.py --initial clip_model --lock_text --output clip_tuned"
+        " --degraded 0.4 --steps 1500 --learning_rate 6e-4",
+        True,
+    ),
+    "unet": ("train_unet.py", True),
+    "guide": ("train_classifier.py --model guide", True),
+    "emo_b": ("train_classifier.py --model emo_b", True),
+    "emo_c": ("train_classifier.py --model emo_c --steps 1000", True),
+    "clip_b": ("train_clip.py --seed 1 --output clip_b --degraded 0.3", True),
+    "calibration": ("calibrate.py", False),
+    "export": ("export.py", False),
+}
+
+
+def is_complete(work_dir: Path, name: str) -> bool:
+    """Whether a training stage has left its note that it is done."""
+    note = work_dir / f"{name}_done.json"
+    return note.exists() and json.loads(note.read_text())["stage"] == STAGES[name][0]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work_dir", type=Path, default=Path(tempfile.gettempdir()) / "storybook")
+    parser.add_argument("--device", help="passed to the stages that train; they choose by themselves otherwise")
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    for name, (stage, trains) in STAGES.items():
+        if trains and is_complete(args.work_dir, name):
+            continue
+        script, *options = stage.split()
+        command = [sys.executable, str(HERE / script), *options, "--work_dir", str(args.work_dir)]
+        if trains:
+            command += ["--resume", *(["--device", args.device] if args.device else [])]
+        subprocess.run(command, check=True)
+        if trains:
+            (args.work_dir / f"{name}_done.json").write_text(json.dumps({"stage": stage}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
