@@ -133,7 +133,6 @@ def run_all(
                 metadata.flush()
                 report(str(path))
                 name = emotion_name(job.emotion)
-                remark, color = verdict(trace)
-                cells.append(Cell(image, name, remark, EMOTION_COLORS.get(name, INK), color))
+                cells.append(Cell(image, name, *verdict(trace), title_color=EMOTION_COLORS.get(name, INK)))
     columns = len({emotion_name(job.emotion) for job in jobs})
     return save(contact_sheet(cells, max(columns, min(len(cells), 4))), folder / "sheet.png")

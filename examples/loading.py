@@ -16,6 +16,7 @@
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,14 +24,18 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from PIL import Image
-from transformers import AutoModelForImageClassification, CLIPModel, CLIPTokenizer, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    CLIPModel,
+    CLIPTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-# A classifier of the bundled world that never guides.
-JUDGE = REPOSITORY / "examples" / "storybook" / "judges" / "emo_b"
 
 # The CLIP whose text encoder Stable Diffusion 1.x has.
 CLIP_OF_STABLE_DIFFUSION = "openai/clip-vit-large-patch14"
@@ -133,8 +138,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--classifier",
         default="zero-shot",
-        help="emotion classifier, a Hub id or a path, for bases that bring none. Its repository's code is trusted. "
-        "Default: zero-shot, by the gate's CLIP.",
+        help="emotion classifier that guides, a Hub id or a path; its repository's code is trusted. "
+        "Default: the base's own, or zero-shot by the gate's CLIP where it has none.",
     )
     group.add_argument("--preview_vae", help="AutoencoderTiny that decodes previews faster, a Hub id or a path")
     group.add_argument("--device", default=default_device(), help="Default: %(default)s.")
@@ -231,11 +236,6 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
         if args.classifier == "zero-shot":
             tokenizer = CLIPTokenizer.from_pretrained(args.clip)
             models["emotion_classifier"] = zero_shot_classifier(models["clip_model"], tokenizer)
-    if args.classifier != "zero-shot":
-        classifier = AutoModelForImageClassification.from_pretrained(
-            args.classifier, dtype=dtype, trust_remote_code=True
-        )
-        models["emotion_classifier"] = classifier.eval()
     pipe = DiffusionPipeline.from_pretrained(
         args.base,
         revision=args.revision,
@@ -245,6 +245,13 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
         trust_remote_code=True,
         **models,
     )
+    if args.classifier != "zero-shot":
+        classifier = AutoModelForImageClassification.from_pretrained(
+            args.classifier, dtype=dtype, trust_remote_code=True
+        )
+        has_sizes = all(hasattr(classifier.config, name) for name in ("image_size", "image_mean", "image_std"))
+        processor = None if has_sizes else AutoImageProcessor.from_pretrained(args.classifier)
+        pipe.load_emotion_classifier(classifier.eval(), image_processor=processor)
     return place(pipe, args)
 
 
@@ -266,42 +273,47 @@ def place(pipe: DiffusionPipeline, args: argparse.Namespace) -> DiffusionPipelin
     return pipe
 
 
-def load_judge(pipe: DiffusionPipeline, args: argparse.Namespace) -> PreTrainedModel:
+def load_judge(pipe: DiffusionPipeline, args: argparse.Namespace) -> PreTrainedModel | None:
     """
-    Loads a classifier that says what a picture evokes, and that did not guide, where there is one.
+    Loads a classifier that says what a picture evokes, and that did not guide.
 
     Args:
         pipe (`DiffusionPipeline`): A `MusePipeline` of `load_pipeline`.
         args (`argparse.Namespace`): Its options.
 
     Returns:
-        `PreTrainedModel`: The judge of the bundled world if that is the base, else the guide itself.
+        `PreTrainedModel` or `None`: The judge of Storybook if that is the base; other bases have none.
     """
     if Path(args.base).resolve() != REPOSITORY:
-        return pipe.emotion_classifier
-    return AutoModelForImageClassification.from_pretrained(JUDGE, trust_remote_code=True).eval()
+        return None
+    sys.path.append(str(REPOSITORY / "examples" / "storybook"))
+    from judges import load_judge as load_storybook_judge
+
+    return load_storybook_judge("emo_b").to(pipe.device)
 
 
 @torch.no_grad()
-def label_probabilities(classifier: PreTrainedModel, images: Sequence[Image.Image]) -> list[dict[str, float]]:
+def label_probabilities(
+    classifier: PreTrainedModel, seen_as: PreTrainedConfig, images: Sequence[Image.Image]
+) -> list[dict[str, float]]:
     """
     Classifies pictures.
 
     Args:
-        classifier (`PreTrainedModel`): With `image_size`, `image_mean` and `image_std` in its config.
+        classifier (`PreTrainedModel`): The classifier.
+        seen_as (`PreTrainedConfig`): Holds the `image_size`, `image_mean` and `image_std` that it is used to.
         images (sequence of `PIL.Image.Image`): RGB pictures, of any size.
 
     Returns:
         `list[dict[str, float]]`: Per picture, the probability of each label.
     """
-    config = classifier.config
-    side = (config.image_size, config.image_size)
+    side = (seen_as.image_size, seen_as.image_size)
     resized = [image.convert("RGB").resize(side, Image.Resampling.BICUBIC) for image in images]
     pixels = torch.stack([torch.from_numpy(np.array(image)) for image in resized])  # (n, height, width, 3)
-    mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
+    mean, std = torch.tensor(seen_as.image_mean), torch.tensor(seen_as.image_std)
     pixels = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
     logits = classifier(pixel_values=pixels.to(classifier.device, classifier.dtype)).logits.float()
-    labels = [config.id2label[index] for index in range(logits.shape[-1])]
+    labels = [classifier.config.id2label[index] for index in range(logits.shape[-1])]
     return [dict(zip(labels, row)) for row in logits.softmax(dim=-1).tolist()]
 
 

@@ -20,6 +20,7 @@ python examples/quickstart.py --image my.png --caption "a house in the park"
 """
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from itertools import accumulate
@@ -74,34 +75,45 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def verdicts(judge: Any, images: Sequence[Image.Image], wanted: Sequence[str | None]) -> list[tuple[str, str]]:
-    """
-    What a classifier that did not guide sees in each picture.
-
-    Args:
-        judge (`PreTrainedModel`): The classifier.
-        images (sequence of `PIL.Image.Image`): The pictures.
-        wanted (sequence of `str` or `None`): The emotion that each should evoke, if any.
-
-    Returns:
-        `list[tuple[str, str]]`: Per picture a remark such as `judge: fear 87 %`, and its colour.
-    """
-    remarks = []
-    for probabilities, target in zip(label_probabilities(judge, images), wanted):
-        label = max(probabilities, key=probabilities.__getitem__)
-        color = FAINT if target is None else GOOD if label == target else BAD
-        remarks.append((f"judge: {label} {probabilities[label]:.0%}", color))
-    return remarks
+def remark(who: str, probabilities: dict[str, float], wanted: str | None) -> tuple[str, str]:
+    """What a classifier sees in a picture, such as `judge: fear 87%`, in the colour of its agreement with `wanted`."""
+    label = max(probabilities, key=probabilities.__getitem__)
+    color = FAINT if wanted is None else GOOD if label == wanted else BAD
+    return f"{who}: {label} {probabilities[label]:.0%}", color
 
 
 def sheet_of(
-    judge: Any, images: Sequence[Image.Image], emotions: Sequence[str | None], first: str, heading: str
+    pipe: DiffusionPipeline,
+    judge: Any,
+    images: Sequence[Image.Image],
+    emotions: Sequence[str | None],
+    first: str,
+    heading: str,
 ) -> Image.Image:
-    """The pictures side by side, each under its emotion (`first` where there is none), with the judge's verdict."""
-    remarks = verdicts(judge, images, emotions)
+    """
+    Arranges pictures, each under its emotion and above a verdict.
+
+    Args:
+        pipe (`DiffusionPipeline`): The `MusePipeline` that made them.
+        judge (`PreTrainedModel` or `None`): The classifier that gives the verdicts. `None`: the one that guided.
+        images (sequence of `PIL.Image.Image`): The pictures.
+        emotions (sequence of `str` or `None`): What each should evoke.
+        first (`str`): The title of those that should evoke nothing.
+        heading (`str`): The text above them all.
+
+    Returns:
+        `PIL.Image.Image`: The sheet.
+    """
+    guide = pipe.emotion_classifier
+    seen = label_probabilities(judge or guide, guide.config, images)
     cells = [
-        Cell(image, emotion or first, remark, EMOTION_COLORS.get(emotion or "", INK), color)
-        for image, emotion, (remark, color) in zip(images, emotions, remarks)
+        Cell(
+            image,
+            emotion or first,
+            *remark("judge" if judge else "guide", probabilities, emotion),
+            title_color=EMOTION_COLORS.get(emotion or "", INK),
+        )
+        for image, emotion, probabilities in zip(images, emotions, seen)
     ]
     return contact_sheet(cells, columns=min(len(cells), 3 if len(cells) % 3 == 0 else 5), heading=heading)
 
@@ -121,8 +133,11 @@ def plot_inner_loop(traces: Sequence[Any], threshold: float, path: Path) -> Path
     figure, (gate, loss, probability) = plt.subplots(1, 3, figsize=(13, 3.9), facecolor=PAPER, layout="constrained")
     longest = max(traces, key=lambda trace: len(trace.similarity)).similarity
     gate.plot(range(len(longest)), longest, color=INK, marker="o", markersize=4)
-    gate.axhline(threshold, color=BAD, linestyle="--", linewidth=1)
-    gate.annotate("threshold", (0, threshold), (2, 4), textcoords="offset points", color=BAD)
+    if longest and threshold < math.inf:
+        gate.axhline(threshold, color=BAD, linestyle="--", linewidth=1)
+        gate.annotate("threshold", (0, threshold), (2, 4), textcoords="offset points", color=BAD)
+    elif not longest:
+        gate.text(0.5, 0.5, "open from the first step", transform=gate.transAxes, ha="center", color=FAINT)
     gate.set(title="When: similarity of preview and prompt", xlabel="denoising step", ylabel="100 · cos")
     for trace in traces:
         label = next(iter(trace.emotion))
@@ -151,7 +166,7 @@ def tell(pipe: DiffusionPipeline, judge: Any, args: argparse.Namespace, options:
     """One prompt and one seed: without an emotion, then with each. Writes the sheet and the plot of the inner loop."""
     emotions = [None, *pipe.emotion_labels]
     images, traces = run_batch(pipe, [Job(args.prompt, emotion, args.seed) for emotion in emotions], **options)
-    sheet = sheet_of(judge, images, emotions, "stock", f"“{args.prompt}”")
+    sheet = sheet_of(pipe, judge, images, emotions, "stock", f"“{args.prompt}”")
     shown = [trace for trace in traces[1:] if args.emotion in (None, *trace.emotion)]
     threshold = options.get("semantic_threshold", pipe.config.semantic_threshold)
     plot = plot_inner_loop(shown, threshold, args.output / "inner_loop.png")
@@ -164,7 +179,7 @@ def edit(pipe: DiffusionPipeline, judge: Any, args: argparse.Namespace, options:
     jobs = [Job(args.caption, emotion, args.seed, source=args.image) for emotion in emotions]
     images, _ = run_batch(pipe, jobs, **options)
     source = Image.open(args.image).convert("RGB").resize(images[0].size, Image.Resampling.LANCZOS)
-    sheet = sheet_of(judge, [source, *images], [None, *emotions], "source", f"“{args.caption}”, edited")
+    sheet = sheet_of(pipe, judge, [source, *images], [None, *emotions], "source", f"“{args.caption}”, edited")
     return save(sheet, args.output / "edits.png")
 
 

@@ -47,8 +47,8 @@ class Cell:
     image: Image.Image
     title: str
     remark: str = ""
-    title_color: str = INK
     remark_color: str = FAINT
+    title_color: str = INK
 
 
 def enlarge(image: Image.Image, least: int = 192, most: int = 320) -> Image.Image:
