@@ -1,4 +1,4 @@
-"""The README's snippets run as they stand, from a clone; where one names a base on the Hub, a tiny one takes its place."""
+"""The README's snippets run as they stand, from a clone; a tiny checkpoint takes the place of a base on the Hub."""
 
 import os
 import re
