@@ -200,10 +200,11 @@ def zero_shot_classifier(clip_model: CLIPModel, tokenizer: CLIPTokenizer) -> Pre
     classifier = classifier_class(config).to(clip_model.dtype).eval()
     classifier.clip.vision_model.load_state_dict(clip_model.vision_model.state_dict())
     classifier.clip.visual_projection.load_state_dict(clip_model.visual_projection.state_dict())
+    length = clip_model.config.text_config.max_position_embeddings
     for index, label in config.id2label.items():
         texts = [template.format(label) for template in ZERO_SHOT_TEMPLATES]
         features = clip_model(
-            **tokenizer(texts, padding=True, return_tensors="pt"),
+            **tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt"),
             pixel_values=torch.zeros(1, 3, config.image_size, config.image_size, dtype=clip_model.dtype),
         ).text_embeds  # (texts, projection_dim), normalised
         mean = features.float().mean(dim=0)
@@ -227,7 +228,7 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
     Returns:
         `DiffusionPipeline`: A `MusePipeline`, ready to be called with an `emotion`.
     """
-    dtype = DTYPES[args.dtype]
+    dtype = DTYPES[args.dtype]  # `torch_dtype` below, as diffusers 0.38 does not know `dtype`
     models = {}
     if args.preview_vae:
         models["preview_vae"] = AutoencoderTiny.from_pretrained(args.preview_vae, torch_dtype=dtype)

@@ -1,0 +1,191 @@
+import argparse
+import json
+import math
+
+import edit
+import generate
+import loading
+import pytest
+import quickstart
+import tiny_models
+import torch
+from jobs import Job, batches, run_all
+from PIL import Image, ImageFont
+from sheets import Cell, contact_sheet, enlarge, wrap
+
+
+PICTURE = str(quickstart.PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("text", "emotion", "name"),
+    [
+        ("awe", "awe", "awe"),
+        ("none", None, "stock"),
+        ("awe=0.7,fear=0.3", {"awe": 0.7, "fear": 0.3}, "awe70+fear30"),
+        ("awe=3, fear=1", {"awe": 3.0, "fear": 1.0}, "awe75+fear25"),
+    ],
+)
+def test_emotions_of_the_command_line(text, emotion, name):
+    assert loading.parse_emotion(text) == emotion
+    assert loading.emotion_name(emotion) == name
+
+
+@pytest.mark.parametrize("text", ["awe,fear", "awe=-1", "awe=nan", "awe=inf", "awe=1,awe=2", "=1", "awe=", "awe=x"])
+def test_malformed_mixtures_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="mixture"):
+        loading.parse_emotion(text)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (generate, ["--emotion", "none"], "--prompt"),
+        (generate, ["--prompt", "a cat"], "--emotion"),
+        (generate, ["--prompt", "a cat", "--emotion", "awe", "--height", "65"], "multiple of 8"),
+        (generate, ["--prompt", "a cat", "--emotion", "awe", "--batch_size", "0"], "positive"),
+        (generate, ["--prompts_file", "missing.txt", "--emotion", "awe"], "missing.txt"),
+        (edit, ["--image", PICTURE, "--emotion", "awe"], "--prompt"),
+        (edit, ["--image", "missing.png", "--prompt", "a", "--emotion", "awe"], "missing.png"),
+        (edit, ["--image", PICTURE, "--prompt", "a", "b", "--emotion", "awe"], "2 prompts for 1 pictures"),
+        (edit, ["--image", PICTURE, "--prompt", "a", "--emotion", "awe", "--strength", "1.5"], "strength"),
+        (quickstart, ["--caption", "a cat"], "--image"),
+        (quickstart, ["--image", "missing.png"], "missing.png"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_end_the_program_before_models_load(script, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_generation_makes_every_prompt_with_every_emotion_from_the_same_seeds(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a dog\n\n a boat \n")
+    arguments = ["--prompt", "a cat", "--prompts_file", str(tmp_path / "prompts.txt"), "--emotion", "awe", "none"]
+    jobs = generate.plan(generate.parse_args([*arguments, "--num_images", "2", "--seed", "5"]))
+    assert {(job.prompt, job.emotion, job.seed) for job in jobs} == {
+        (prompt, emotion, seed)
+        for prompt in ("a cat", "a dog", "a boat")
+        for emotion in ("awe", None)
+        for seed in (5, 6)
+    }
+    assert len({job.file_name for job in jobs}) == len(jobs) == 12
+
+
+def test_editing_gives_each_picture_its_prompt():
+    arguments = ["--image", PICTURE, PICTURE, "--prompt", "a boat", "a ship", "--emotion", "awe", "fear"]
+    jobs = edit.plan(edit.parse_args(arguments))
+    assert [(job.prompt, job.emotion) for job in jobs] == [
+        ("a boat", "awe"),
+        ("a boat", "fear"),
+        ("a ship", "awe"),
+        ("a ship", "fear"),
+    ]
+    assert len({job.file_name for job in jobs}) == 4
+
+
+def test_only_given_options_reach_the_pipeline():
+    args = generate.parse_args(["--prompt", "a", "--emotion", "awe", "--semantic_threshold", "0"])
+    assert loading.call_options(args) == {"semantic_threshold": 0.0}
+
+
+def test_batches_have_one_source_and_a_size():
+    one, other = (quickstart.PICTURE.with_name(name) for name in ("a.png", "b.png"))
+    jobs = [Job("a", "awe", 0, source) for source in (one, one, one, other)]
+    assert [[job.source for job in batch] for batch in batches(jobs, 2)] == [[one, one], [one], [other]]
+
+
+def test_run_all_writes_pictures_metadata_and_a_sheet(tmp_path):
+    pipe = tiny_models.muse_pipeline()
+    jobs = [Job("a cat", emotion, 3, name="0") for emotion in (None, "awe", {"awe": 1.0, "fear": 1.0})]
+    options = {"num_inference_steps": 2, "max_inner_steps": 1, "semantic_threshold": 0}
+    told: list[str] = []
+    sheet = run_all(pipe, jobs, 2, tmp_path / "new", told.append, **options)
+    names = ["0_stock_3.png", "0_awe_3.png", "0_awe50+fear50_3.png"]
+    assert [path.rsplit("/", 1)[-1] for path in told] == names
+    lines = [json.loads(line) for line in (tmp_path / "new" / "metadata.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == names
+    assert [line.get("gate_step") for line in lines] == [None, 0, 0]
+    assert lines[1]["inner_steps"] == 2 and 0 <= lines[1]["target_probability"] <= 1
+    assert Image.open(sheet).width > 3 * 192
+    stock = pipe("a cat", num_inference_steps=2, generator=tiny_models.generator(3)).images[0]
+    assert Image.open(tmp_path / "new" / names[0]).tobytes() == stock.tobytes()
+
+
+def test_zero_shot_classifier_is_clip():
+    clip = tiny_models.clip_model()
+    tokenizer = tiny_models.tokenizer()
+    classifier = loading.zero_shot_classifier(clip, tokenizer)
+    pixels = torch.randn(2, 3, 32, 32, generator=tiny_models.generator())
+    label = classifier.config.id2label[6]
+    texts = [template.format(label) for template in loading.ZERO_SHOT_TEMPLATES]
+    with torch.no_grad():
+        inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        output = clip(**inputs, pixel_values=pixels)
+        mean = output.text_embeds.mean(dim=0)
+        expected = clip.logit_scale.exp() * output.image_embeds @ (mean / mean.norm())
+        torch.testing.assert_close(classifier(pixels).logits[:, 6], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plain_base_gets_the_models_it_lacks(tmp_path):
+    base = tiny_models.save_base(tmp_path / "base")
+    tiny_models.clip_model().save_pretrained(tmp_path / "clip")
+    tiny_models.tokenizer().save_pretrained(tmp_path / "clip")
+    arguments = ["--base", str(base), "--clip", str(tmp_path / "clip"), "--device", "cpu", "--gradient_checkpointing"]
+    args = generate.parse_args([*arguments, "--prompt", "a cat", "--emotion", "awe"])
+    pipe = loading.load_pipeline(args)
+    assert pipe.emotion_classifier.config.normalize_features
+    assert pipe.clip_model is not None
+    assert pipe.unet.is_gradient_checkpointing
+    assert loading.load_judge(pipe, args) is None
+
+
+def test_label_probabilities_see_what_the_classifier_is_used_to():
+    classifier = tiny_models.emotion_classifier()
+    classifier.classifier[0].weight.data.mul_(100)
+    image = Image.effect_noise((64, 48), 80).convert("RGB")
+    probabilities = loading.label_probabilities(classifier, classifier.config, [image, image.rotate(180)])
+    assert list(probabilities[0]) == list(classifier.config.id2label.values())
+    assert all(math.isclose(sum(row.values()), 1, rel_tol=1e-5) for row in probabilities)
+    assert probabilities[0] != probabilities[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((64, 64), (192, 192)), ((64, 32), (192, 96)), ((512, 512), (320, 320)), ((256, 200), (256, 200))],
+)
+def test_enlarge(size, expected):
+    assert enlarge(Image.new("RGB", size)).size == expected
+
+
+def test_contact_sheet_shows_every_picture():
+    colors = [(200, 30 * number, 10) for number in range(5)]
+    cells = [Cell(Image.new("RGB", (64, 64), color), f"picture {number}") for number, color in enumerate(colors)]
+    sheet = contact_sheet(cells, columns=3, heading="a heading " * 30)
+    shown = {color for _, color in sheet.getcolors(sheet.width * sheet.height)}
+    assert set(colors) <= shown
+    with pytest.raises(ValueError, match="0 pictures"):
+        contact_sheet([], columns=3)
+
+
+def test_wrap_keeps_every_word():
+    font = ImageFont.load_default(18)
+    text = "one two three unbreakablyverylongwordindeed four"
+    lines = wrap(text, 90, font)
+    assert " ".join(lines) == text
+    assert all(font.getlength(line) <= 90 or " " not in line for line in lines)
+
+
+def test_quickstart_end_to_end(tmp_path, monkeypatch, capsys):
+    checkpoint = tiny_models.save_muse(tmp_path / "muse")
+    options = {"--num_inference_steps": 2, "--max_inner_steps": 1, "--semantic_threshold": 0, "--emotion": "fear"}
+    arguments = [str(part) for option in options.items() for part in option]
+    arguments += ["--base", str(checkpoint), "--device", "cpu", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["quickstart.py", *arguments])
+    quickstart.main()
+    told = capsys.readouterr().out
+    for name in ("emotions.png", "edits.png", "inner_loop.png"):
+        path = tmp_path / "out" / name
+        assert str(path) in told
+        assert Image.open(path).width > 2 * 192
