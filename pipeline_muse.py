@@ -547,6 +547,10 @@ class GuidanceState:
         if self.target[sample, label] == 0:  # else target and inherent terms would cancel
             self.inherent[sample, label] = 1.0
 
+    def bounded(self, sample: int, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of shape `(n, D)`, each within the sample's norm limit."""
+        return tokens if self.norm_limit is None else tokens.renorm(2, 0, float(self.norm_limit[sample]))
+
     def summary(self) -> dict[str, str]:
         """The loop's state for the postfix of the progress bar."""
         guided = [self.traces[b] for b in self.opened]
@@ -724,6 +728,8 @@ class MusePipeline(StableDiffusionPipeline):
             batch_size = prompt_embeds.shape[0]
         else:
             batch_size = len(prompt) if isinstance(prompt, list) else 1
+        if batch_size == 0:
+            raise ValueError("`prompt` is empty; give at least one.")
         if entries is None:
             return prompt, targets * batch_size
         if len(entries) != batch_size:
@@ -836,7 +842,9 @@ class MusePipeline(StableDiffusionPipeline):
             return None, *((height, width) if height and width else self._native_size())  # as upstream
         if timesteps is not None or sigmas is not None:
             raise ValueError("`timesteps` and `sigmas` cannot be given with `image`: an edit walks DDIM's own path.")
-        check_range("num_inference_steps", num_inference_steps, 1, integer=True)
+        check_range(
+            "num_inference_steps", num_inference_steps, 1, self.scheduler.config.num_train_timesteps, integer=True
+        )
         check_strength(strength, num_inference_steps)
         image = self._check_image(image, num_prompts)
         return image, *self._image_size(image, height, width)
@@ -849,14 +857,18 @@ class MusePipeline(StableDiffusionPipeline):
         if not images or not all(isinstance(one, (PIL.Image.Image, np.ndarray, torch.Tensor)) for one in images):
             kinds = sorted({type(one).__name__ for one in images}) or "an empty list"
             raise TypeError(f"`image` has to be a PIL image, an array, a tensor or a list of them, but is {kinds}.")
+        if len({one.shape if isinstance(one, torch.Tensor) else None for one in images}) > 1:
+            raise ValueError("`image` has to hold tensors of one shape, or no tensors.")
         if isinstance(images[0], torch.Tensor):
-            if any(not isinstance(one, torch.Tensor) or one.shape != images[0].shape for one in images):
-                raise ValueError("`image` has to hold tensors of one shape.")
             batch = torch.cat(images) if images[0].ndim == 4 else torch.stack(images)
-            if batch.ndim != 4 or batch.shape[1] != 3 or not torch.isfinite(batch).all():
-                raise ValueError(f"`image` tensors have to be finite, of shape (3, H, W), but are {batch.shape[1:]}.")
+            if batch.ndim != 4 or batch.shape[1] != 3 or batch.numel() == 0:
+                raise ValueError(f"`image` tensors have to be of shape (3, H, W), but are {tuple(batch.shape[1:])}.")
+            if not (batch.is_floating_point() and batch.min() >= 0 and batch.max() <= 1):
+                raise ValueError("`image` tensors have to hold floats in [0, 1].")
             count, result = batch.shape[0], batch
         else:
+            if any(isinstance(one, PIL.Image.Image) and 0 in one.size for one in images):
+                raise ValueError("`image` has no pixels.")
             result = [to_rgb(one) if isinstance(one, PIL.Image.Image) else array_to_rgb(one) for one in images]
             count = len(result)
         if count not in (1, batch_size):
@@ -1054,9 +1066,10 @@ class MusePipeline(StableDiffusionPipeline):
             return None, predict([], everyone)
         noise_reference, noise_cond = predict(everyone, closed).split([len(everyone), len(closed)])
         noise_pred = noise_reference.clone()
-        noise_pred[closed] = guide_noise(
-            noise_reference[closed], noise_cond, self.guidance_scale, self.guidance_rescale
-        )
+        if closed:
+            noise_pred[closed] = guide_noise(
+                noise_reference[closed], noise_cond, self.guidance_scale, self.guidance_rescale
+            )
         return noise_reference, noise_pred
 
     def _classify(self, image: torch.Tensor) -> torch.Tensor:
@@ -1113,7 +1126,7 @@ class MusePipeline(StableDiffusionPipeline):
         learning_rate = settings.learning_rate(step)
         inner_steps = settings.max_inner_steps if learning_rate > 0 else 0
         start = state.tokens if settings.carry_emotion_tokens else state.start_tokens
-        tokens = {b: start[b].clone().requires_grad_() for b in state.opened}
+        tokens = {b: state.bounded(b, start[b]).clone().requires_grad_() for b in state.opened}
         adam = torch.optim.Adam(tokens.values(), lr=learning_rate)
         best: dict[int, Iterate] = {}
         active = state.opened
@@ -1142,6 +1155,7 @@ class MusePipeline(StableDiffusionPipeline):
                 break
             active = self._descend(state, adam, tokens, loss, [b in going for b in active], going)
 
+        state.tokens = state.tokens.clone()  # callbacks may have kept the old ones
         for b, iterate in best.items():
             state.tokens[b] = iterate.tokens
             state.traces[b].kept.append(iterate.index)
@@ -1202,9 +1216,8 @@ class MusePipeline(StableDiffusionPipeline):
             else:
                 logger.warning(f"Sample {b}: the gradient is not finite; the tokens stay at their last finite value.")
         adam.step()
-        if state.norm_limit is not None:
-            for b in moved:
-                tokens[b].data.copy_(tokens[b].data.renorm(2, 0, float(state.norm_limit[b])))
+        for b in moved:
+            tokens[b].data = state.bounded(b, tokens[b].data)
         return moved
 
     # ---- editing -------------------------------------------------------------------------------------------------
@@ -1245,7 +1258,9 @@ class MusePipeline(StableDiffusionPipeline):
         """
         if prompt is None and prompt_embeds is None:
             prompt = ""
-        check_range("num_inference_steps", num_inference_steps, 1, integer=True)
+        check_range(
+            "num_inference_steps", num_inference_steps, 1, self.scheduler.config.num_train_timesteps, integer=True
+        )
         check_strength(strength, num_inference_steps)
         batch_size = prompt_embeds.shape[0] if prompt is None else len(prompt) if isinstance(prompt, list) else 1
         images = self._check_image(image, batch_size)
@@ -1294,19 +1309,37 @@ class MusePipeline(StableDiffusionPipeline):
         guidance_scale: float,
         guidance_rescale: float,
         generator: Any,
-        targets: list[dict[str, float]],
-        unexpected: dict[str, Any],
+        latents: torch.Tensor | None,
+        negative_prompt: str | list[str] | None,
+        num_prompts: int,
+        unexpected: Iterable[str],
     ) -> None:
-        """What upstream checks late or not at all: counts, scales, one generator per image, misspelt arguments."""
-        if unexpected:
-            raise TypeError(f"{type(self).__name__} does not know the arguments {sorted(unexpected)}.")
+        """What upstream checks late or not at all: counts, scales, generators, latents, misspelt arguments."""
+        self._check_unexpected(unexpected)
+        if isinstance(negative_prompt, list) and len(negative_prompt) != num_prompts:
+            raise ValueError(f"`negative_prompt` has {len(negative_prompt)} entries for {num_prompts} prompts.")
         check_range("num_inference_steps", num_inference_steps, 1, integer=True)
         check_range("num_images_per_prompt", num_images_per_prompt, 1, integer=True)
         check_range("guidance_scale", guidance_scale, -MAX_WEIGHT, MAX_WEIGHT)
         check_range("guidance_rescale", guidance_rescale, 0, 1)
-        images = len(targets) * num_images_per_prompt
+        images = num_prompts * num_images_per_prompt
+        generators = generator if isinstance(generator, list) else [generator]
+        if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
+            raise TypeError(f"`generator` has to be a torch.Generator or a list of them, but is {generator!r}.")
         if isinstance(generator, list) and len(generator) != images:
             raise ValueError(f"`generator` is a list of {len(generator)} for {images} images; give one for each.")
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise TypeError(f"`latents` has to be a tensor, but is {type(latents)}.")
+        channels = self.unet.config.in_channels
+        if latents is not None and (latents.ndim != 4 or latents.shape[:2] != (images, channels)):
+            raise ValueError(
+                f"`latents` has to have shape ({images}, {channels}, height, width), but has {tuple(latents.shape)}."
+            )
+
+    def _check_unexpected(self, names: Iterable[str]) -> None:
+        """Raises a `TypeError` for arguments that do not exist; upstream would pass over a misspelt `emotion`."""
+        if names:
+            raise TypeError(f"{type(self).__name__} does not know the arguments {sorted(names)}.")
 
     def _call_stock(
         self, arguments: dict[str, Any], extra: dict[str, Any], emotion_tokens: torch.Tensor | None
@@ -1314,6 +1347,7 @@ class MusePipeline(StableDiffusionPipeline):
         """No emotion and no image: the parent's own call, bit for bit."""
         if emotion_tokens is not None:
             raise ValueError("`emotion_tokens` need an `emotion`; without one the pipeline is the stock pipeline.")
+        self._check_unexpected(extra.keys() - {"callback", "callback_steps"})
         output = super().__call__(**arguments, **extra)
         if not arguments["return_dict"]:
             return output
@@ -1538,15 +1572,23 @@ class MusePipeline(StableDiffusionPipeline):
         )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        self._check_counts(
-            num_inference_steps, num_images_per_prompt, guidance_scale, guidance_rescale, generator, targets, kwargs
-        )
         # fmt: off
+        self._check_counts(
+            num_inference_steps, num_images_per_prompt, guidance_scale, guidance_rescale, generator, latents,
+            negative_prompt, len(targets), kwargs.keys(),
+        )
         self.check_inputs(
             prompt, height, width, None, negative_prompt, prompt_embeds, negative_prompt_embeds, ip_adapter_image,
             ip_adapter_image_embeds, callback_on_step_end_tensor_inputs,
         )
         # fmt: on
+
+        scheduler, device = self.scheduler, self._execution_device
+        if image is None:
+            timesteps, _ = retrieve_timesteps(scheduler, num_inference_steps, device, timesteps, sigmas)
+        else:
+            scheduler, timesteps = self._editing_timesteps(num_inference_steps, strength)
+        signal_level(scheduler, timesteps[0])  # raises for schedulers that do not know it
 
         # 2. Encode the prompts; S is appended later, so without it this is upstream's conditioning
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
@@ -1564,16 +1606,10 @@ class MusePipeline(StableDiffusionPipeline):
         with frozen(*(module for module in modules if module is not None)):
             # 3. Start from noise, or from the noise of the source
             if image is None:
-                scheduler = self.scheduler
-                timesteps, _ = retrieve_timesteps(
-                    scheduler, num_inference_steps, self._execution_device, timesteps, sigmas
-                )
                 latents = self._prepare_noise(conditioning, height, width, generator, latents)
-            else:
-                scheduler, timesteps = self._editing_timesteps(num_inference_steps, strength)
-                if latents is None:
-                    latents = self._encode_image(image, height, width, conditioning.batch_size)
-                    latents = self._invert_latents(latents, conditioning, num_inference_steps, strength)
+            elif latents is None:
+                latents = self._encode_image(image, height, width, conditioning.batch_size)
+                latents = self._invert_latents(latents, conditioning, num_inference_steps, strength)
             step_kwargs = accepted_arguments(scheduler.step, eta=eta, generator=generator)
 
             # 4. Start the emotional tokens
