@@ -1,0 +1,169 @@
+"""WHEN: the semantic gate."""
+
+import math
+
+import pytest
+import tiny_models
+import torch
+from tiny_models import generator, guide, stock
+
+from pipeline_muse import PixelSpec
+
+
+def similarities(pipe, **arguments) -> list[list[float]]:
+    """The similarity of every sample at every step, from a call whose gates stay closed."""
+    output = guide(pipe, **{"num_inference_steps": 4, **arguments, "semantic_threshold": math.inf})
+    return [trace.similarity for trace in output.trace]
+
+
+def between(values: list[float]) -> tuple[int, float]:
+    """A step whose similarity exceeds all before it, the last such, and a threshold that it is the first to reach."""
+    step = max(i for i in range(1, len(values)) if values[i] > max(values[:i]))
+    return step, (values[step] + max(values[:step])) / 2
+
+
+@pytest.fixture
+def rising(pipe):
+    """A pipeline whose previews come to resemble their prompt at the second step or later, at seed 0."""
+    values = similarities(pipe)[0]
+    assert max(values[1:]) > values[0], "the tiny models have to be chosen so"
+    return pipe
+
+
+def test_zero_opens_at_the_first_step_without_asking_clip(pipe, count_calls):
+    calls = count_calls(pipe.clip_model)
+    trace = guide(pipe, semantic_threshold=0).trace[0]
+    assert (trace.gate_step, trace.similarity, len(calls)) == (0, [], 0)
+
+
+def test_infinity_never_opens(pipe):
+    trace = guide(pipe, semantic_threshold=math.inf).trace[0]
+    assert trace.gate_step is None and trace.inherent_emotion is None
+    assert trace.loss == trace.probabilities == trace.kept == []
+    assert trace.inner_steps == 0 and trace.target_probability is None
+    assert len(trace.similarity) == 3
+
+
+def test_infinity_needs_no_clip():
+    pipe = tiny_models.muse_pipeline(clip_model=None)
+    output = guide(pipe, semantic_threshold=math.inf)
+    assert torch.equal(output.images, stock(pipe))
+    assert guide(pipe, semantic_threshold=0).trace[0].gate_step == 0
+
+
+def test_it_opens_at_the_first_step_that_reaches_the_threshold(rising):
+    values = similarities(rising)[0]
+    step, threshold = between(values)
+    trace = guide(rising, semantic_threshold=threshold, num_inference_steps=4).trace[0]
+    assert trace.gate_step == step
+    assert trace.similarity == values[: step + 1], "no similarity is measured once it is open"
+    assert len(trace.loss) == len(trace.probabilities) == len(trace.kept) == 4 - step
+
+
+def test_reaching_the_threshold_exactly_is_enough(pipe):
+    first = similarities(pipe)[0][0]
+    assert guide(pipe, semantic_threshold=first).trace[0].gate_step == 0
+
+
+def test_it_latches(rising):
+    """From the opening on every step is guided, though the previews fall below the threshold again."""
+    values = similarities(rising)[0]
+    step, threshold = between(values)
+    assert max(values[step + 1 :]) < threshold, "the tiny models have to be chosen so"
+    assert len(guide(rising, semantic_threshold=threshold, num_inference_steps=4).trace[0].loss) == 4 - step
+
+
+def test_the_threshold_comes_from_the_config_unless_the_call_names_one(rising):
+    step, threshold = between(similarities(rising)[0])
+    rising.register_to_config(semantic_threshold=threshold)
+    assert guide(rising, semantic_threshold=None, num_inference_steps=4).trace[0].gate_step == step
+    assert guide(rising, semantic_threshold=0, num_inference_steps=4).trace[0].gate_step == 0
+
+
+def test_the_default_threshold_is_the_papers(pipe):
+    assert pipe.config.semantic_threshold == 18.0
+
+
+def test_each_sample_has_its_own_gate(pipe):
+    prompts = ["a cat", "qq zz xx"]
+    generators = [generator(0), generator(1)]
+    first = [values[0] for values in similarities(pipe, prompt=prompts, generator=generators)]
+    assert abs(first[0] - first[1]) > 1e-3
+    easy = int(first[1] > first[0])
+    generators = [generator(0), generator(1)]
+    output = guide(pipe, prompt=prompts, generator=generators, semantic_threshold=sum(first) / 2)
+    assert output.trace[easy].gate_step == 0
+    assert output.trace[1 - easy].gate_step != 0
+
+
+def test_similarity_is_that_of_the_preview_and_the_prompt(pipe, count_calls):
+    """At the first step by hand: guided noise, one-step x0, decoded, CLIP's cosine times its own scale."""
+    calls = count_calls(pipe.unet)
+    similarity = similarities(pipe, num_inference_steps=4)[0][0]
+    ((latents, timestep), _), (noise,) = calls.calls[0]
+    null, cond = noise.chunk(2)
+    guided = null + 7.5 * (cond - null)
+    alpha = pipe.scheduler.alphas_cumprod[int(timestep)]
+    x0 = (latents[:1] - (1 - alpha).sqrt() * guided) / alpha.sqrt()
+    with torch.no_grad():
+        image = pipe.vae.decode(x0 / pipe.vae.config.scaling_factor).sample
+        text = pipe.tokenizer(["a cat"], padding="max_length", return_tensors="pt")
+        output = pipe.clip_model(pixel_values=PixelSpec.from_clip(pipe.clip_model).prepare(image), **text)
+    expected = output.logits_per_image.item()  # transformers' own product of scale and cosine
+    assert similarity == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_scale_comes_from_clip_unless_the_call_names_one(pipe):
+    scale = pipe.clip_model.logit_scale.exp().item()
+    own, named = similarities(pipe)[0], similarities(pipe, similarity_scale=100.0)[0]
+    assert named == pytest.approx([value / scale * 100 for value in own], rel=1e-4)
+    pipe.clip_model.logit_scale.data.fill_(math.log(100))
+    assert similarities(pipe)[0] == pytest.approx(named, rel=1e-4)
+
+
+def test_the_gate_may_be_asked_about_another_text(pipe):
+    own = similarities(pipe)[0]
+    assert similarities(pipe, semantic_prompt="a cat")[0] == own
+    other = similarities(pipe, semantic_prompt="zz qq")[0]
+    assert abs(other[0] - own[0]) > 1e-3
+    swapped = similarities(pipe, prompt=["a cat", "a dog"], semantic_prompt=["zz qq", "a dog"], generator=None)
+    assert len(swapped) == 2
+
+
+def test_an_emotion_without_a_prompt_asks_about_its_prompt(pipe):
+    """ "an image of {emotion}", for the picture and for the gate."""
+    implied = guide(pipe, prompt=None, semantic_threshold=math.inf)
+    named = guide(pipe, prompt="an image of awe", semantic_threshold=math.inf)
+    assert torch.equal(implied.images, named.images)
+    assert implied.trace[0].similarity == named.trace[0].similarity
+    assert torch.equal(implied.images, stock(pipe, prompt="an image of awe"))
+
+
+def test_the_inherent_emotion_is_that_of_the_step_before(rising, count_calls):
+    step, threshold = between(similarities(rising)[0])
+    previews, classified = count_calls(rising.clip_model), count_calls(rising.emotion_classifier)
+    trace = guide(rising, semantic_threshold=threshold, num_inference_steps=4).trace[0]
+    (_, seen), output = classified.calls[0]
+    (_, before), _ = previews.calls[step - 1]
+    (_, now), _ = previews.calls[step]
+    torch.testing.assert_close(seen["pixel_values"], before["pixel_values"])
+    assert not torch.allclose(seen["pixel_values"], now["pixel_values"])
+    assert trace.inherent_emotion == trace.labels[output.logits.argmax()]
+
+
+def test_the_inherent_emotion_is_that_of_the_first_step_if_it_opens_there(pipe, count_calls):
+    first = similarities(pipe)[0][0]
+    previews, classified = count_calls(pipe.clip_model), count_calls(pipe.emotion_classifier)
+    trace = guide(pipe, semantic_threshold=first).trace[0]
+    (_, seen), output = classified.calls[0]
+    torch.testing.assert_close(seen["pixel_values"], previews.calls[0][0][1]["pixel_values"])
+    assert trace.inherent_emotion == trace.labels[output.logits.argmax()]
+
+
+def test_previews_come_from_the_preview_vae_if_there_is_one(count_calls):
+    pipe = tiny_models.muse_pipeline(preview_vae=tiny_models.preview_vae())
+    decoder = count_calls(pipe.preview_vae.decoder)
+    big = count_calls(pipe.vae.decoder)
+    guide(pipe, num_inference_steps=1, max_inner_steps=2)
+    assert len(decoder) == 1 + 3, "one preview and three evaluations of the inner loop"
+    assert len(big) == 0, "latents were asked for"

@@ -1,0 +1,571 @@
+"""HOW and WHICH: the inner loop, its tokens and its loss."""
+
+import copy
+import math
+
+import pytest
+import tiny_models
+import torch
+from tiny_models import generator, guide, stock
+from torch.nn import functional as F
+
+
+def first_step(pipe, **arguments) -> dict[str, torch.Tensor]:
+    """What a callback sees after the first denoising step, of three; there the call ends."""
+    seen = {}
+
+    def callback(pipe, step, timestep, values):
+        seen.update({name: value.clone() for name, value in values.items()})
+        pipe._interrupt = True
+        return {}
+
+    names = ["latents", "emotion_tokens"]
+    output = guide(pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names, **arguments)
+    return {**seen, "trace": output.trace}
+
+
+def tokens_of_each_step(pipe, **arguments) -> list[torch.Tensor]:
+    """The tokens after each denoising step."""
+    history = []
+
+    def callback(pipe, step, timestep, values):
+        history.append(values["emotion_tokens"])
+        return {}
+
+    guide(pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["emotion_tokens"], **arguments)
+    return history
+
+
+@torch.no_grad()
+def encode(pipe, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden states of a prompt and of the null prompt."""
+    return pipe.encode_prompt(prompt, "cpu", 1, True)
+
+
+def start_noise() -> torch.Tensor:
+    """What the generator of `guide` would draw next once it has drawn the latents."""
+    drawn = generator()
+    torch.randn(1, 4, 16, 16, generator=drawn)
+    return torch.randn(1, 4, 32, generator=drawn)
+
+
+def sees_tokens(call) -> bool:
+    """Whether a recorded call of the UNet had more in its prompt than the 16 tokens of the prompt."""
+    (_, keywords), _ = call
+    return keywords["encoder_hidden_states"].shape[1] > 16
+
+
+def tokens_seen(calls) -> list[torch.Tensor]:
+    return [call[0][1]["encoder_hidden_states"][:, 16:].detach() for call in calls.calls if sees_tokens(call)]
+
+
+# ---- the loop against a reference ----------------------------------------------------------------------------------
+
+
+class Reference:
+    """The first denoising step once more, in float64, straight from the paper's formulas."""
+
+    def __init__(self, pipe, latents: torch.Tensor, target: str, similar: list[str], guided_preview: bool = True):
+        self.unet, self.vae, self.classifier = (
+            copy.deepcopy(module).double().requires_grad_(False)
+            for module in (pipe.unet, pipe.vae, pipe.emotion_classifier)
+        )
+        self.prompt, self.null = (part.double() for part in encode(pipe, "a cat"))
+        pipe.scheduler.set_timesteps(3)
+        self.timestep = pipe.scheduler.timesteps[0]
+        self.alpha = pipe.scheduler.alphas_cumprod[self.timestep].double()
+        self.latents = latents.double()
+        self.guided_preview = guided_preview
+        labels = pipe.emotion_labels
+        self.target, self.similar = labels.index(target), [labels.index(label) for label in similar]
+        self.noise_null = self.noise(self.null)
+        self.inherent = self.logits(self.guided(self.noise(self.prompt))).argmax().item()
+
+    def noise(self, embeds: torch.Tensor) -> torch.Tensor:
+        return self.unet(self.latents, self.timestep, embeds).sample
+
+    def guided(self, noise: torch.Tensor) -> torch.Tensor:
+        return self.noise_null + 7.5 * (noise - self.noise_null)
+
+    def logits(self, noise: torch.Tensor) -> torch.Tensor:
+        x0 = (self.latents - (1 - self.alpha).sqrt() * noise) / self.alpha.sqrt()
+        image = self.vae.decode(x0 / self.vae.config.scaling_factor).sample / 2 + 0.5
+        config = self.classifier.config
+        mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (config.image_mean, config.image_std))
+        return self.classifier(pixel_values=(image - mean) / std).logits
+
+    def loss(self, tokens: torch.Tensor, inherent_weight: float, similar_weight: float) -> torch.Tensor:
+        noise = self.noise(torch.cat([self.prompt, tokens], dim=1))
+        logits = self.logits(self.guided(noise) if self.guided_preview else noise)
+
+        def cross_entropy(label: int) -> torch.Tensor:
+            return F.cross_entropy(logits, torch.tensor([label]))
+
+        loss = cross_entropy(self.target)
+        if self.inherent != self.target:
+            loss = loss - inherent_weight * cross_entropy(self.inherent)
+        if self.similar:
+            loss = loss - similar_weight * sum(map(cross_entropy, self.similar)) / len(self.similar)
+        return loss
+
+    def gradient(self, tokens: torch.Tensor, *weights: float) -> tuple[float, torch.Tensor]:
+        tokens = tokens.clone().requires_grad_()
+        loss = self.loss(tokens, *weights)
+        return loss.item(), torch.autograd.grad(loss, tokens)[0]
+
+
+WEIGHTS = (0.3, 0.2)  # large enough to be seen
+LATENTS = torch.randn(1, 4, 16, 16, generator=generator(3))
+TOKENS = torch.randn(1, 4, 32, generator=generator(4))
+
+
+def guided_first_step(pipe, **arguments):
+    defaults = {"inherent_weight": WEIGHTS[0], "similar_weight": WEIGHTS[1], "latents": LATENTS}
+    return first_step(pipe, **{"emotion_tokens": TOKENS, **defaults, **arguments})
+
+
+@pytest.fixture
+def reference(pipe) -> Reference:
+    return Reference(pipe, LATENTS, "awe", ["contentment", "excitement"])
+
+
+def test_the_reference_has_the_gradient_of_finite_differences(reference):
+    tokens = TOKENS.double()
+    _, gradient = reference.gradient(tokens, *WEIGHTS)
+    for seed in range(3):
+        direction = torch.randn(tokens.shape, generator=generator(seed)).double()
+        with torch.no_grad():
+            ahead, behind = (reference.loss(tokens + sign * 1e-4 * direction, *WEIGHTS) for sign in (1, -1))
+        torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / 2e-4, rtol=1e-5, atol=1e-9)
+
+
+def test_the_gradient_is_the_references(pipe, reference, monkeypatch):
+    gradients = []
+    grad = torch.autograd.grad
+
+    def record(*arguments, **keywords):
+        gradients.append(grad(*arguments, **keywords))
+        return gradients[-1]
+
+    monkeypatch.setattr(torch.autograd, "grad", record)
+    guided_first_step(pipe, max_inner_steps=1)
+    monkeypatch.undo()
+    _, expected = reference.gradient(TOKENS.double(), *WEIGHTS)
+    assert expected.abs().max() > 1e-5
+    error = (gradients[0][0].double() - expected[0]).norm() / expected.norm()
+    assert error < 1e-3
+
+
+@pytest.mark.parametrize("guided_preview", [True, False])
+def test_adam_walks_the_references_path(pipe, guided_preview):
+    """Losses and tokens of three inner steps, against Adam written out."""
+    reference = Reference(pipe, LATENTS, "awe", ["contentment", "excitement"], guided_preview)
+    tokens = TOKENS.double()
+    first, second, losses, path = 0, 0, [], [tokens]
+    for k in range(1, 4):
+        loss, gradient = reference.gradient(tokens, *WEIGHTS)
+        losses.append(loss)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        tokens = tokens - 0.01 * (first / (1 - 0.9**k)) / ((second / (1 - 0.999**k)).sqrt() + 1e-8)
+        path.append(tokens)
+    losses.append(reference.loss(tokens, *WEIGHTS).item())
+
+    seen = guided_first_step(pipe, max_inner_steps=3, guided_preview=guided_preview)
+    (trace,) = seen["trace"]
+    assert trace.loss[0] == pytest.approx(losses, abs=2e-5)
+    assert losses[-1] < losses[0] - 1e-4, "the path has to lead somewhere"
+    kept = path[losses.index(min(losses))]
+    torch.testing.assert_close(seen["emotion_tokens"], kept.float(), rtol=0, atol=2e-4)
+
+
+def test_the_inherent_emotion_is_the_references(pipe, reference):
+    (trace,) = guided_first_step(pipe)["trace"]
+    assert trace.inherent_emotion == trace.labels[reference.inherent]
+
+
+# ---- the loss of each iterate --------------------------------------------------------------------------------------
+
+
+def expected_loss(trace, probabilities: list[float], target: dict[str, float], similar: list[str]) -> float:
+    cost = {label: -math.log(p) for label, p in zip(trace.labels, probabilities)}
+    loss = sum(weight * cost[label] for label, weight in target.items())
+    if trace.inherent_emotion not in target:
+        loss -= WEIGHTS[0] * cost[trace.inherent_emotion]
+    return loss - WEIGHTS[1] * sum(cost[label] / len(similar) for label in similar)
+
+
+@pytest.mark.parametrize(
+    "emotion, similar_emotions, similar",
+    [
+        ("awe", None, ["contentment", "excitement"]),
+        ("fear", None, ["sadness"]),
+        ("fear", "both", ["excitement", "sadness"]),
+        ("fear", [], []),
+        ("fear", ["anger", "disgust"], ["anger", "disgust"]),
+        ("fear", ["fear", "anger"], ["anger"]),
+        ("fear", {"fear": ["awe"], "awe": ["anger"]}, ["awe"]),
+        ("fear", {"awe": ["anger"]}, []),
+        ({"fear": 1, "anger": 3}, None, ["disgust", "sadness"]),
+        ({"contentment": 2, "awe": 2}, None, ["amusement", "excitement"]),
+        ({"disgust": 0.5, "awe": 0}, "both", ["anger", "sadness"]),
+    ],
+)
+def test_the_loss_is_the_papers(pipe, emotion, similar_emotions, similar):
+    weights = {"inherent_weight": WEIGHTS[0], "similar_weight": WEIGHTS[1]}
+    (trace,) = guide(pipe, emotion=emotion, similar_emotions=similar_emotions, **weights).trace
+    target = {emotion: 1.0} if isinstance(emotion, str) else emotion
+    target = {label: weight / sum(target.values()) for label, weight in target.items() if weight}
+    assert trace.emotion == pytest.approx(target)
+    for losses, probabilities in zip(trace.loss, trace.probabilities):
+        for loss, row in zip(losses, probabilities):
+            assert sum(row) == pytest.approx(1)
+            assert loss == pytest.approx(expected_loss(trace, row, target, similar), abs=1e-4)
+
+
+def test_the_inherent_term_is_dropped_where_it_is_the_target(pipe):
+    inherent = guide(pipe).trace[0].inherent_emotion
+    with_term, without, other = (
+        guide(pipe, emotion=emotion, inherent_weight=weight).trace[0].loss
+        for emotion, weight in ((inherent, 0.3), (inherent, 0.0), ("awe", 0.3))
+    )
+    assert inherent != "awe" and other != with_term
+    assert with_term == without
+
+
+def test_labels_off_the_wheel_have_no_similar_emotions():
+    labels = {index: f"mood {index}" for index in range(8)}
+    pipe = tiny_models.muse_pipeline(emotion_classifier=tiny_models.emotion_classifier(id2label=labels))
+    traces = [
+        guide(pipe, emotion="mood 3", similar_weight=weight, similar_emotions=similar).trace[0].loss
+        for weight, similar in ((0.2, None), (0.2, "both"), (0.0, None), (0.2, ["mood 1"]))
+    ]
+    assert traces[0] == traces[1] == traces[2] != traces[3]
+
+
+def test_labels_are_found_by_name_not_by_position():
+    """SimEmotion's classes are in alphabetical order, EmoSet's are not: the same head in another order is the same."""
+    pipe = tiny_models.muse_pipeline()
+    expected = guide(pipe, emotion={"awe": 1, "fear": 1})
+    order = [3, 0, 7, 5, 1, 6, 2, 4]
+    labels = pipe.emotion_labels
+    head = pipe.emotion_classifier.classifier[-1]
+    head.weight.data, head.bias.data = head.weight.data[order], head.bias.data[order]
+    config = pipe.emotion_classifier.config
+    config.id2label = {index: labels[old] for index, old in enumerate(order)}
+    output = guide(pipe, emotion={"awe": 1, "fear": 1})
+    torch.testing.assert_close(output.emotion_tokens, expected.emotion_tokens, rtol=0, atol=1e-5)
+    assert output.trace[0].inherent_emotion == expected.trace[0].inherent_emotion
+    assert output.trace[0].labels == [labels[old] for old in order]
+
+
+# ---- tokens --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [None, 1, 6])
+def test_tokens_stand_behind_the_prompt_and_nowhere_else(pipe, count_calls, number):
+    calls = count_calls(pipe.unet)
+    output = guide(pipe, num_inference_steps=1, max_inner_steps=0, num_emotion_tokens=number)
+    embeds = [keywords["encoder_hidden_states"] for (_, keywords), _ in calls.calls]
+    prompt, null = encode(pipe, "a cat")
+    assert torch.equal(embeds[0], torch.cat([null, prompt])), "without tokens, while the gate is closed"
+    assert torch.equal(embeds[1][:, :16], prompt)
+    assert torch.equal(embeds[1][:, 16:], output.emotion_tokens)
+    assert output.emotion_tokens.shape == (1, number or 4, 32)
+    assert len(embeds) == 2
+
+
+def test_random_tokens_have_the_standard_deviation_of_the_prompt(pipe):
+    tokens = guide(pipe, max_inner_steps=0, emotion_token_init="random", num_inference_steps=1).emotion_tokens
+    prompt, _ = encode(pipe, "a cat")
+    torch.testing.assert_close(tokens, prompt.std() * start_noise())
+
+
+@pytest.mark.parametrize("emotion", ["awe", {"awe": 3, "fear": 1}])
+def test_tokens_start_at_the_hidden_state_of_the_emotions_word(pipe, emotion):
+    tokens = guide(pipe, emotion=emotion, max_inner_steps=0, num_inference_steps=1).emotion_tokens
+
+    def word(label: str) -> torch.Tensor:
+        """Of "an image of awe" the tiny tokenizer makes one token per letter, after the first special token."""
+        states, _ = encode(pipe, f"an image of {label}")
+        return states[0, 10 : 10 + len(label)].mean(dim=0)
+
+    start = word("awe") if emotion == "awe" else 0.75 * word("awe") + 0.25 * word("fear")
+    prompt, _ = encode(pipe, "a cat")
+    torch.testing.assert_close(tokens, start + 0.1 * prompt.std() * start_noise())
+
+
+def test_tokens_of_an_earlier_call_are_taken_up_again(pipe, count_calls):
+    earlier = guide(pipe).emotion_tokens
+    calls = count_calls(pipe.unet)
+    output = guide(pipe, emotion_tokens=earlier)
+    assert torch.equal(tokens_seen(calls)[0], earlier)
+    assert torch.equal(earlier, guide(pipe).emotion_tokens) and not torch.equal(output.emotion_tokens, earlier)
+
+
+@pytest.mark.parametrize("shape", [(3, 32), (1, 3, 32), (2, 3, 32)], ids=str)
+def test_tokens_may_be_shared_or_one_set_for_each_image(pipe, shape):
+    tokens = torch.randn(shape, generator=generator(2), requires_grad=True)
+    output = guide(pipe, emotion_tokens=tokens, num_images_per_prompt=2, max_inner_steps=0, num_inference_steps=1)
+    assert torch.equal(output.emotion_tokens, tokens.detach().expand(2, 3, 32))
+    assert not output.emotion_tokens.requires_grad
+
+
+def test_the_callers_tokens_are_not_written_to(pipe):
+    tokens = torch.randn(1, 4, 32, generator=generator(2))
+    before = tokens.clone()
+    guide(pipe, emotion_tokens=tokens)
+    assert torch.equal(tokens, before)
+
+
+def test_tokens_carry_over(pipe, count_calls):
+    calls = count_calls(pipe.unet)
+    after = tokens_of_each_step(pipe)
+    seen = tokens_seen(calls)
+    starts = seen[::3]  # two Adam steps are three evaluations
+    assert torch.equal(starts[1], after[0]) and torch.equal(starts[2], after[1])
+    assert not torch.equal(starts[1], starts[0])
+    assert not torch.equal(after[0], after[1]), "a callback's history must not change behind its back"
+
+
+def test_tokens_start_anew_on_request(pipe, count_calls):
+    calls = count_calls(pipe.unet)
+    guide(pipe, carry_emotion_tokens=False)
+    starts = tokens_seen(calls)[::3]
+    assert torch.equal(starts[1], starts[0]) and torch.equal(starts[2], starts[0])
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0])
+def test_the_norm_of_every_token_is_bounded(pipe, count_calls, limit):
+    calls = count_calls(pipe.unet)
+    settings = {"emotion_learning_rate": 1.0, "max_inner_steps": 3}
+    output = guide(pipe, max_token_norm=limit, emotion_tokens=10 * TOKENS, **settings)
+    prompt, _ = encode(pipe, "a cat")
+    bound = limit * prompt.norm(dim=-1).mean()
+    for tokens in [*tokens_seen(calls), output.emotion_tokens]:
+        assert tokens.norm(dim=-1).max() <= bound * 1.0001
+    assert guide(pipe, emotion_tokens=10 * TOKENS, **settings).emotion_tokens.norm(dim=-1).max() > 2 * bound
+
+
+# ---- Adam ----------------------------------------------------------------------------------------------------------
+
+
+def test_adam_is_fresh_at_every_step_and_its_rate_falls_with_the_step_index(pipe):
+    """The first step of a fresh Adam moves every coordinate by the learning rate, whatever the gradient."""
+    history = tokens_of_each_step(pipe, max_inner_steps=1, emotion_tokens=TOKENS, guidance_scale=20.0)
+    for i, (before, after) in enumerate(zip([TOKENS, *history], history)):
+        moved = (after - before).abs()
+        assert moved.max() == pytest.approx(0.01 * (1 - i / 100), rel=1e-4), "had it the rate of its step?"
+        assert moved.median() > 0.95 * moved.max(), "was there momentum?"
+
+
+def test_a_rate_of_zero_takes_no_inner_steps(pipe, count_calls):
+    """So it is from the 101st denoising step on."""
+    calls = count_calls(pipe.unet)
+    output = guide(pipe, emotion_learning_rate=0, emotion_tokens=TOKENS)
+    assert torch.equal(output.emotion_tokens, TOKENS)
+    assert len(calls) == 3 * 2
+    assert torch.equal(output.images, guide(pipe, max_inner_steps=0, emotion_tokens=TOKENS).images)
+
+
+@pytest.mark.parametrize("inner", [0, 1, 3])
+def test_no_call_of_the_network_is_wasted(pipe, count_calls, inner):
+    """Per step: null prompt once; the start and each Adam step once. The noise that is used has been computed."""
+    calls = count_calls(pipe.unet)
+    trace = guide(pipe, max_inner_steps=inner).trace[0]
+    assert len(calls) == 3 * (1 + inner + 1)
+    assert [len(losses) for losses in trace.loss] == [inner + 1] * 3
+    assert trace.inner_steps == 3 * inner
+
+
+def test_only_the_inner_loop_records_a_graph(pipe, count_calls):
+    """The network's first call and the last evaluation need none; no Adam step follows them."""
+    calls = count_calls(pipe.unet)
+    guide(pipe, num_inference_steps=1, max_inner_steps=2)
+    assert [noise.requires_grad for _, (noise,) in calls.calls] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("rate", [0.01, 30.0])
+def test_the_best_iterate_is_kept_and_its_noise_is_used(pipe, rate):
+    """At an absurd rate the loss rises: the start is best, or whatever came by."""
+    settings = {"max_inner_steps": 4, "emotion_learning_rate": rate}
+    seen = first_step(pipe, emotion="fear", **settings)
+    (trace,) = seen["trace"]
+    assert trace.kept == [trace.loss[0].index(min(trace.loss[0]))]
+    if rate > 1:
+        assert trace.kept != [4]
+    again = first_step(pipe, emotion="fear", max_inner_steps=0, emotion_tokens=seen["emotion_tokens"])
+    torch.testing.assert_close(again["latents"], seen["latents"], rtol=0, atol=1e-5)
+    assert again["trace"][0].loss[0] == pytest.approx([min(trace.loss[0])], abs=1e-5)
+
+
+def test_more_guidance_raises_the_targets_probability(pipe):
+    """The one end to end fact that random weights can show."""
+    without, guided = (
+        guide(pipe, emotion="disgust", emotion_learning_rate=rate, max_inner_steps=5).trace[0] for rate in (0, 0.1)
+    )
+    assert guided.target_probability > without.target_probability + 0.01
+
+
+def test_the_loop_ends_below_the_threshold(pipe, count_calls):
+    losses = guide(pipe, max_inner_steps=3).trace[0].loss[0]
+    assert losses[0] > losses[1] > losses[2]
+    calls = count_calls(pipe.unet)
+    trace = guide(pipe, max_inner_steps=3, loss_threshold=(losses[1] + losses[2]) / 2).trace[0]
+    assert trace.loss[0] == pytest.approx(losses[:3], abs=1e-6) and trace.kept[0] == 2
+    assert len(calls) == 3 + sum(map(len, trace.loss)), "the noise below the threshold is not computed again"
+
+
+def test_the_loop_ends_at_the_probability(pipe):
+    trace = guide(pipe, max_inner_steps=3, emotion={"awe": 1, "fear": 1}).trace[0]
+    target = [trace.labels.index(label) for label in ("awe", "fear")]
+    reached = [sum(row[label] for label in target) for row in trace.probabilities[0]]
+    assert reached[2] > reached[1]
+    stopped = guide(
+        pipe, max_inner_steps=3, emotion={"awe": 1, "fear": 1}, stop_probability=(reached[1] + reached[2]) / 2
+    )
+    assert len(stopped.trace[0].loss[0]) == 3
+    assert trace.target_probability == pytest.approx(
+        sum(trace.probabilities[-1][trace.kept[-1]][label] for label in target)
+    )
+
+
+# ---- batches -------------------------------------------------------------------------------------------------------
+
+PROMPTS = ["a cat", "two dogs", "a red house"]
+EMOTIONS = ["awe", None, {"fear": 2, "sadness": 1}]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"emotion_token_init": "random", "num_emotion_tokens": 2},
+        {"guidance_scale": 1.0},
+        {"guidance_rescale": 0.5, "negative_prompt": "snow"},
+        {"eta": 1.0},
+        {"semantic_threshold": "some"},
+        {"loss_threshold": "some"},
+        {"max_token_norm": 0.9, "carry_emotion_tokens": False, "emotion_learning_rate": 0.1},
+    ],
+    ids=lambda settings: " ".join(settings) or "defaults",
+)
+def test_a_batch_is_its_single_calls(pipe, settings):
+    """Whatever the neighbours are up to. `some`: a threshold that some samples pass and others do not."""
+
+    def call(samples: list[int], settings: dict):
+        chosen = {name: [values[b] for b in samples] for name, values in (("prompt", PROMPTS), ("emotion", EMOTIONS))}
+        if "negative_prompt" in settings:
+            settings = settings | {"negative_prompt": ["snow"] * len(samples)}
+        return guide(pipe, **chosen, generator=[generator(10 + b) for b in samples], **settings)
+
+    everyone = range(len(PROMPTS))
+    if settings.get("semantic_threshold"):
+        values = [
+            trace.similarity[0] for trace in call(everyone, {"semantic_threshold": math.inf}).trace if trace.emotion
+        ]
+        settings = {"semantic_threshold": (min(values) + max(values)) / 2}
+    if settings.get("loss_threshold"):
+        values = [trace.loss[0][0] for trace in call(everyone, {}).trace if trace.emotion]
+        settings = {"loss_threshold": (min(values) + max(values)) / 2}
+    batch = call(everyone, settings)
+    if "semantic_threshold" in settings or "loss_threshold" in settings:
+        paths = {(trace.gate_step, trace.inner_steps) for trace in batch.trace if trace.emotion}
+        assert len(paths) > 1, "the samples have to differ"
+    for b in everyone:
+        single = call([b], settings)
+        torch.testing.assert_close(batch.images[b], single.images[0], rtol=0, atol=1e-4)
+        if EMOTIONS[b]:
+            torch.testing.assert_close(batch.emotion_tokens[b], single.emotion_tokens[0], rtol=0, atol=1e-4)
+        assert batch.trace[b].gate_step == single.trace[0].gate_step
+        assert batch.trace[b].inherent_emotion == single.trace[0].inherent_emotion
+        assert batch.trace[b].kept == single.trace[0].kept
+        assert sum(batch.trace[b].loss, []) == pytest.approx(sum(single.trace[0].loss, []), abs=1e-4)
+
+
+def test_one_emotion_serves_all_prompts_and_images(pipe):
+    output = guide(pipe, prompt=["a cat", "two dogs"], num_images_per_prompt=2, num_inference_steps=1)
+    assert output.images.shape[0] == len(output.trace) == output.emotion_tokens.shape[0] == 4
+    assert all(trace.emotion == {"awe": 1.0} for trace in output.trace)
+    output = guide(
+        pipe, prompt=["a cat", "two dogs"], emotion=["awe", "fear"], num_images_per_prompt=2, num_inference_steps=1
+    )
+    assert [list(trace.emotion) for trace in output.trace] == [["awe"], ["awe"], ["fear"], ["fear"]]
+
+
+def test_emotions_without_prompts_make_their_own(pipe):
+    output = guide(pipe, prompt=None, emotion=["awe", {"fear": 1, "anger": 1}], num_inference_steps=1)
+    named = ["an image of awe", "an image of fear and anger"]
+    expected = guide(pipe, prompt=named, emotion=["awe", {"fear": 1, "anger": 1}], num_inference_steps=1)
+    assert torch.equal(output.images, expected.images)
+
+
+# ---- what can break ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_loop_at_the_last_tokens_that_were(pipe, caplog, value):
+    calls = []
+
+    def break_third(module, arguments, output):
+        calls.append(output)
+        if len(calls) == 3:  # the inherent emotion and the start come first
+            output.logits = output.logits * value
+        return output
+
+    pipe.emotion_classifier.register_forward_hook(break_third)
+    output = guide(pipe, max_inner_steps=3, num_inference_steps=2)
+    trace = output.trace[0]
+    assert "the loss is nan" in caplog.text
+    assert len(trace.loss[0]) == 2 and trace.kept[0] == 0
+    assert len(trace.loss[1]) == 4, "the next step tries again"
+    assert output.images.isfinite().all() and output.emotion_tokens.isfinite().all()
+
+
+def test_a_loss_that_is_never_finite_leaves_the_start(pipe, caplog):
+    def break_all(module, arguments, output):
+        output.logits = output.logits * math.nan
+        return output
+
+    pipe.emotion_classifier.register_forward_hook(break_all)
+    output = guide(pipe, emotion_tokens=TOKENS)
+    assert torch.equal(output.emotion_tokens, TOKENS)
+    assert output.images.isfinite().all()
+    assert caplog.text.count("the loss is nan") == 3
+
+
+@pytest.mark.parametrize("broken", [[0], [0, 1]], ids=["one of two", "all"])
+def test_a_gradient_that_is_not_finite_ends_the_loop_of_its_sample(pipe, caplog, broken):
+    """The loss may be finite where its gradient is not; the neighbour goes on."""
+
+    def break_gradient(module, arguments, output):
+        if output.logits.requires_grad and output.logits.shape[0] == 2:
+            factor = torch.ones(2, 1)
+            factor[broken] = math.nan
+            output.logits.register_hook(lambda gradient: gradient * factor)
+        return output
+
+    emotions = {"prompt": ["a cat", "two dogs"], "emotion": ["awe", "fear"], "max_inner_steps": 2}
+    tokens = torch.cat([TOKENS, -TOKENS])
+    healthy = guide(pipe, **emotions, emotion_tokens=tokens, generator=[generator(0), generator(1)])
+    pipe.emotion_classifier.register_forward_hook(break_gradient)
+    output = guide(pipe, **emotions, emotion_tokens=tokens, generator=[generator(0), generator(1)])
+    assert f"Sample {broken[0]}: the gradient is not finite" in caplog.text
+    assert output.images.isfinite().all()
+    for b in (0, 1):
+        if b in broken:
+            assert torch.equal(output.emotion_tokens[b], tokens[b])
+            assert output.trace[b].kept == [0, 0, 0]
+        else:
+            torch.testing.assert_close(output.emotion_tokens[b], healthy.emotion_tokens[b], rtol=0, atol=1e-4)
+
+
+def test_tokens_and_losses_are_float32_whatever_the_model(pipe):
+    pipe.to(torch.bfloat16)
+    output = guide(pipe, output_type="pt", semantic_threshold=0.0)
+    assert output.emotion_tokens.dtype == torch.float32
+    assert output.images.isfinite().all()
+    assert all(math.isfinite(loss) for losses in output.trace[0].loss for loss in losses)
+    moved = output.emotion_tokens - guide(pipe, max_inner_steps=0).emotion_tokens
+    assert 0 < moved.abs().max() < 0.1, "steps of 0.01 would be lost in bfloat16 tokens"
+    assert torch.equal(guide(pipe, semantic_threshold=math.inf).images, stock(pipe))

@@ -1,0 +1,160 @@
+"""Where no tokens are at work, the result is the stock pipeline's, bit for bit."""
+
+import diffusers
+import pytest
+import tiny_models
+import torch
+from diffusers import StableDiffusionPipeline
+from tiny_models import generator, guide, stock
+from transformers import CLIPImageProcessor
+
+from pipeline_muse import MusePipelineOutput
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers under NumPy 2
+
+SCHEDULERS = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "PNDMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "LCMScheduler",
+]
+
+CALLS = {
+    "one prompt": {},
+    "two prompts": {"prompt": ["a cat", "two dogs"]},
+    "negative prompt": {"negative_prompt": "rain"},
+    "images per prompt": {"prompt": ["a cat", "two dogs"], "num_images_per_prompt": 2},
+    "no guidance": {"guidance_scale": 1.0},
+    "guidance below one": {"guidance_scale": 0.0, "negative_prompt": "rain"},
+    "rescaled guidance": {"guidance_rescale": 0.7},
+    "noise in DDIM": {"eta": 0.7},
+    "size": {"height": 16, "width": 40},
+    "height alone": {"height": 16},  # upstream then ignores it
+    "timesteps": {"timesteps": [900, 500, 100], "scheduler": "DDPMScheduler"},
+    "sigmas": {"sigmas": [10.0, 3.0, 1.0], "scheduler": "EulerDiscreteScheduler"},
+    "a generator each": {"num_images_per_prompt": 2, "generator": [7, 8]},
+    "global generator": {"generator": None},
+    "latents": {"latents": torch.randn(1, 4, 16, 16, generator=generator(5))},
+    "embeddings": {
+        "prompt": None,
+        "prompt_embeds": torch.randn(2, 16, 32, generator=generator(5)),
+        "negative_prompt_embeds": torch.randn(2, 16, 32, generator=generator(6)),
+        "semantic_prompt": "a cat",
+    },
+    "pixels": {"output_type": "pt"},
+    "arrays": {"output_type": "np"},
+}
+
+
+def parent_of(pipe) -> StableDiffusionPipeline:
+    """The stock pipeline with the very same modules."""
+    names = tiny_models.stable_diffusion().keys()
+    return StableDiffusionPipeline(**{name: getattr(pipe, name) for name in names}, requires_safety_checker=False)
+
+
+def both(pipe, muse_arguments: dict, **arguments) -> tuple:
+    """What the parent makes of `arguments`, and what MUSE makes of them with `muse_arguments` besides."""
+    parent = parent_of(pipe)
+    parent.set_progress_bar_config(disable=True)
+    scheduler_class = getattr(diffusers, arguments.pop("scheduler", "DDIMScheduler"))
+    parent.scheduler = pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    semantic_prompt = {name: arguments.pop(name) for name in ("semantic_prompt",) if name in arguments}
+    results = []
+    for one, more in ((parent, {}), (pipe, muse_arguments | (semantic_prompt if muse_arguments else {}))):
+        torch.manual_seed(11)
+        if isinstance(arguments.get("generator"), list):
+            more = more | {"generator": [generator(seed) for seed in (7, 8)]}
+        results.append(torch.as_tensor(stock(one, **{**arguments, **more})))
+    return tuple(results)
+
+
+NEVER = {"emotion": "awe", "semantic_threshold": float("inf")}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_without_emotion_it_is_the_parent(pipe, call):
+    assert torch.equal(*both(pipe, {}, **CALLS[call]))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_while_the_gate_is_closed_it_is_the_parent(pipe, call):
+    assert torch.equal(*both(pipe, NEVER, **CALLS[call]))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("muse", [{}, NEVER], ids=["no emotion", "closed gate"])
+def test_with_every_scheduler(pipe, scheduler, muse):
+    """Some draw noise at each step: nothing else may have been drawn from the generator, start tokens included."""
+    assert torch.equal(*both(pipe, muse, scheduler=scheduler))
+
+
+@pytest.mark.parametrize("init", ["random", "emotion"])
+def test_tokens_leave_the_generators_alone(pipe, init):
+    used, untouched = generator(), generator()
+    guide(pipe, generator=used, emotion_token_init=init, **NEVER)
+    torch.randn(1, 4, 16, 16, generator=untouched)  # all that the parent draws: its latents
+    assert torch.equal(used.get_state(), untouched.get_state())
+
+
+def test_positional_arguments_are_the_parents(pipe):
+    arguments = ("a cat", 24, 32, 3, None, None, 5.0, "rain", 2, 0.0, generator(), None, None, None, None, None)
+    rest = ("latent", False, None, 0.1)
+    arguments_again = (*arguments[:10], generator(), *arguments[11:])
+    images, verdicts = pipe(*arguments, *rest)
+    expected, _ = parent_of(pipe)(*arguments_again, *rest)
+    assert torch.equal(images, expected) and verdicts is None
+
+
+def test_outputs_have_the_parents_form(pipe):
+    output = pipe("a cat", num_inference_steps=1)
+    assert isinstance(output, MusePipelineOutput)
+    assert output.images[0].size == (32, 32)
+    assert output.nsfw_content_detected is output.emotion_tokens is output.trace is None
+    parts = pipe("a cat", num_inference_steps=1, return_dict=False)
+    assert isinstance(parts, tuple) and len(parts) == 2
+    images, verdicts, tokens, trace = guide(pipe, num_inference_steps=1, return_dict=False, output_type="pil")
+    assert images[0].size == (32, 32) and verdicts is None
+    assert tokens.shape == (1, 4, 32) and len(trace) == 1
+
+
+def test_closed_samples_of_a_batch_are_stock(pipe):
+    """One entry is None, one gate never opens: their neighbour's tokens are none of their business."""
+    prompts = ["a cat", "two dogs", "a red house"]
+    generators = [generator(seed) for seed in range(3)]
+    output = guide(pipe, prompt=prompts, emotion=["awe", None, "fear"], generator=generators)
+    expected = stock(pipe, prompt=prompts, generator=[generator(seed) for seed in range(3)])
+    assert torch.equal(output.images[1], expected[1])
+    for guided in (0, 2):
+        assert (output.images[guided] - expected[guided]).abs().max() > 1e-3
+    trace = output.trace[1]
+    assert (trace.emotion, trace.gate_step, trace.loss, trace.inherent_emotion) == ({}, None, [], None)
+
+
+def test_stock_callbacks_of_the_old_style_still_work(pipe):
+    steps = []
+    with pytest.warns(FutureWarning, match="callback"):
+        pipe("a cat", num_inference_steps=2, callback=lambda i, t, latents: steps.append(i), callback_steps=1)
+    assert steps == [0, 1]
+
+
+@pytest.mark.parametrize("muse", [{}, NEVER], ids=["no emotion", "closed gate"])
+def test_the_safety_checker_is_asked(pipe, muse):
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+
+    torch.manual_seed(0)
+    config = tiny_models.clip_model().config
+    checker = StableDiffusionSafetyChecker._from_config(config, attn_implementation="eager").eval()
+    checker.concept_embeds_weights.data.fill_(-2.0)  # every cosine exceeds it
+    size = {"height": 32, "width": 32}
+    pipe.register_modules(
+        safety_checker=checker, feature_extractor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
+    )
+    output = guide(pipe, **{"emotion": None, **muse}, output_type="pt", num_inference_steps=1)
+    assert output.nsfw_content_detected == [True]
+    assert output.images.abs().max() == 0, "upstream blackens the picture"
