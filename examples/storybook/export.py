@@ -83,12 +83,17 @@ def main():
     parser.add_argument("--judges", type=Path, default=FOLDER)
     args = parser.parse_args()
     work, root = args.work_dir, args.output
+    tuned = work / "vae_tuned"
     diffusers_files, transformers_files = (
         ("config.json", "diffusion_pytorch_model.safetensors"),
         ("config.json", "model.safetensors"),
     )
 
-    export_model(AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float16), root / "vae", diffusers_files)
+    export_model(
+        AutoencoderKL.from_pretrained(tuned if tuned.exists() else work / "vae", torch_dtype=torch.float16),
+        root / "vae",
+        diffusers_files,
+    )
     export_model(
         UNet2DConditionModel.from_pretrained(work / "unet", torch_dtype=torch.float16), root / "unet", diffusers_files
     )
@@ -109,7 +114,7 @@ def main():
     for name, folder, kind in (
         ("emo_b", "emo_b", ResNetForImageClassification),
         ("emo_c", "emo_c", SimEmoForImageClassification),
-        ("clip_b", "clip_b", CLIPModel),
+        ("clip", "clip_b", CLIPModel),
     ):
         if (work / folder).exists():
             export_judge(kind.from_pretrained(work / folder), name, args.judges)

@@ -5,7 +5,7 @@ Their files are named so that no diffusers download of the checkpoint in the rep
 
 - `emo_b`: a ResNet emotion classifier.
 - `emo_c`: a SimEmo emotion classifier trained on scenes in another drawing style.
-- `clip_b`: a CLIP with another seed, which reads text with the tokenizer of the checkpoint.
+- `clip`: a CLIP with another seed, which reads text with the tokenizer of the checkpoint.
 """
 
 import json
@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedModel, ResNetConfig, R
 
 FOLDER = Path(__file__).resolve().parent / "judges"
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("emo_b", "emo_c", "clip_b")
+NAMES = ("emo_b", "emo_c", "clip")
 
 
 def build_judge(kind: str, config: dict) -> PreTrainedModel:

@@ -25,6 +25,7 @@ STAGES = {
         True,
     ),
     "unet": ("train_unet.py", True),
+    "vae_tuned": ("train_decoder.py", True),
     "guide": ("train_classifier.py --model guide", True),
     "emo_b": ("train_classifier.py --model emo_b", True),
     "emo_c": ("train_classifier.py --model emo_c --steps 1000", True),

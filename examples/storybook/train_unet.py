@@ -78,9 +78,9 @@ class Conditions:
 
     - many captions for one scene, words dropped, several cues at once; a tenth is empty, for guidance;
     - hidden states blurred by noise of a random size, or mixed from two captions of the same scene;
-    - 0 to 8 tokens behind the 32 of the prompt. Where the scene has cues these may be hidden states of cue phrases that
-      the caption then leaves out, mixed with the state of padding as the cue is weaker; else noise or padding, which
-      the network learns to ignore. The word of an emotion stands in "an image of {emotion}" only.
+    - 0 to 8 tokens behind the 32 of the prompt. Where the scene has cues these may be hidden states of cue phrases
+      that the caption then leaves out, mixed with the state of padding as the cue is weaker; else noise or padding,
+      which the network learns to ignore. The word of an emotion stands in "an image of {emotion}" only.
     """
 
     kinds, weights = ("content", "full", "cue", "emotion", "null"), (0.24, 0.50, 0.07, 0.08, 0.11)

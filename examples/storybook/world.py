@@ -7,9 +7,11 @@ follow the scene's strength. Neighbours on Mikels' wheel share cues and each pla
 weak scenes are truly ambiguous. Everything is drawn from a `random.Random` and is the same on every machine.
 """
 
+import argparse
 import math
 import random
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
@@ -884,3 +886,23 @@ def contact_sheet(images: list[Image.Image], columns: int, scale: int = 2, gap: 
         position = gap + (k % columns) * (width + gap), gap + (k // columns) * (height + gap)
         sheet.paste(image.resize((width, height), Image.BICUBIC), position)
     return sheet
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description="Draw sheets of the world: its contents, its emotions, its other style."
+    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(1)
+    neutral = [render(sample_scene(rng, None, place, subject)) for place in PLACES for subject in SUBJECTS]
+    contact_sheet(neutral, 8, scale=1).save(args.output / "world.png", optimize=True)
+    emotions = [render(sample_scene(rng, emotion, strength=k / 9)) for emotion in EMOTIONS for k in range(10)]
+    contact_sheet(emotions, 10, scale=1).save(args.output / "emotions.png", optimize=True)
+    inked = [render(sample_scene(rng, emotion, style="inked")) for emotion in EMOTIONS for _ in range(2)]
+    contact_sheet(inked, 8, scale=1).save(args.output / "inked.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
