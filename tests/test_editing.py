@@ -1,0 +1,274 @@
+"""Editing: inversion, the two references, and pictures of every kind."""
+
+import math
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import tiny_models
+import torch
+from diffusers import DDIMScheduler
+from tiny_models import guide
+
+from pipeline_muse import MusePipeline
+
+
+SIZE = 32
+
+
+def picture(width: int = SIZE, height: int = SIZE, seed: int = 0) -> PIL.Image.Image:
+    """A smooth picture of random colours."""
+    colors = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(colors).resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+def edit(pipe, **arguments) -> torch.Tensor:
+    """The latents of a short edit; without an emotion it reconstructs."""
+    defaults = {"emotion": None, "image": picture(), "generator": None, "max_inner_steps": 1}
+    return guide(pipe, **{**defaults, **arguments}).images
+
+
+def source_latents(pipe, image: PIL.Image.Image) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        return pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+
+
+@pytest.fixture
+def smooth() -> MusePipeline:
+    """
+    A random network is anything but smooth, and DDIM inversion needs neighbouring steps to predict similar noise:
+    noise that hardly depends on the latents makes the path one that can be walked both ways.
+    """
+    pipe = tiny_models.muse_pipeline()
+    pipe.unet.conv_out.weight.data.mul_(0.002)
+    pipe.unet.conv_out.bias.data = torch.tensor([1.0, -0.5, 0.3, -1.2])
+    return pipe
+
+
+# ---- there and back ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_what_was_inverted_is_found_again(smooth, spacing, strength):
+    smooth.scheduler = DDIMScheduler.from_config(smooth.scheduler.config, timestep_spacing=spacing)
+    latents = smooth.invert(picture(), "a cat", num_inference_steps=10, strength=strength)
+    found = edit(smooth, num_inference_steps=10, strength=strength, latents=latents)
+    source = source_latents(smooth, picture())
+    assert (latents - source).norm() > 0.5 * source.norm(), "there has to be a path"
+    assert (found - source).norm() < 0.02 * source.norm(), "the path back has to be the path there"
+
+
+def test_what_was_inverted_with_velocities_is_found_again(smooth):
+    """Velocities that hardly change make no straight path: inversion is exact in the limit of small steps only."""
+    smooth.unet.conv_out.bias.data.zero_()
+    smooth.scheduler = DDIMScheduler.from_config(smooth.scheduler.config, prediction_type="v_prediction")
+    source = source_latents(smooth, picture())
+    coarse, fine = ((edit(smooth, num_inference_steps=steps) - source).norm() / source.norm() for steps in (10, 40))
+    assert fine < 0.35 * coarse and fine < 0.1
+
+
+def test_inversion_goes_all_the_way_to_noise(smooth):
+    """At the last timestep little of the source is left: latents are sqrt(alpha) of it plus predicted noise."""
+    latents = smooth.invert(picture(), "a cat", num_inference_steps=10)
+    alpha = smooth.scheduler.alphas_cumprod[901]
+    noise = smooth.unet.conv_out.bias.view(1, 4, 1, 1)
+    expected = alpha.sqrt() * source_latents(smooth, picture()) + (1 - alpha).sqrt() * noise
+    torch.testing.assert_close(latents, expected.detach(), rtol=0, atol=0.1)
+    assert not latents.requires_grad
+
+
+def test_inversion_follows_the_caption_at_guidance_one(pipe, count_calls):
+    calls = count_calls(pipe.unet)
+    pipe.invert(picture(), "a cat", num_inference_steps=3)
+    with torch.no_grad():
+        prompt, _ = pipe.encode_prompt("a cat", "cpu", 1, False)
+    assert len(calls) == 3
+    for (_, keywords), _ in calls.calls:
+        assert torch.equal(keywords["encoder_hidden_states"], prompt)
+
+
+def test_inversion_needs_no_caption(pipe):
+    latents = pipe.invert(picture(), num_inference_steps=2)
+    assert torch.equal(latents, pipe.invert(picture(), "", num_inference_steps=2))
+    with torch.no_grad():
+        embeds, _ = pipe.encode_prompt("", "cpu", 1, False)
+    assert torch.equal(latents, pipe.invert(picture(), prompt_embeds=embeds, num_inference_steps=2))
+
+
+@pytest.mark.parametrize("strength, steps", [(1.0, 4), (0.5, 2), (0.25, 1), (0.6, 2)])
+def test_strength_is_the_share_of_the_path_that_is_walked(pipe, count_calls, strength, steps):
+    calls = count_calls(pipe.unet)
+    output = guide(pipe, image=picture(), num_inference_steps=4, strength=strength, max_inner_steps=0)
+    timesteps = [int(arguments[1]) for (arguments, _), _ in calls.calls]
+    there, back = timesteps[:steps], timesteps[steps::2]  # on the way back, without and with tokens
+    assert there == [1, 251, 501, 751][:steps]
+    assert back == there[::-1]
+    assert len(timesteps) == 3 * steps
+    assert len(output.trace[0].loss) == steps == pipe.num_timesteps
+
+
+def test_less_strength_keeps_more_of_the_source(pipe):
+    source = source_latents(pipe, picture())
+    settings = {"emotion": "awe", "num_inference_steps": 4, "emotion_learning_rate": 0.3}
+    distances = [(edit(pipe, strength=strength, **settings) - source).norm() for strength in (0.25, 0.5, 1.0)]
+    assert distances[0] < distances[1] < distances[2]
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_an_inversion_can_be_shared(pipe, count_calls, strength):
+    settings = {"num_inference_steps": 4, "strength": strength}
+    latents = pipe.invert(picture(), "a cat", **settings)
+    before = latents.clone()
+    expected = edit(pipe, emotion="awe", **settings)
+    encoder = count_calls(pipe.vae.encoder)
+    assert torch.equal(edit(pipe, emotion="awe", latents=latents, **settings), expected)
+    assert len(encoder) == 0, "nothing is inverted again"
+    assert torch.equal(latents, before)
+
+
+# ---- references ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_with_the_source_prompt_a_closed_gate_reconstructs(pipe, guidance_scale):
+    """Before the gate opens there is nothing to guide: the path is the inversion's own, at any guidance scale."""
+    reconstruction = edit(pipe, guidance_scale=1.0)
+    assert torch.equal(edit(pipe, guidance_scale=guidance_scale), reconstruction)
+    closed = edit(pipe, emotion="awe", semantic_threshold=math.inf, guidance_scale=guidance_scale)
+    assert torch.equal(closed, reconstruction)
+
+
+def test_the_source_prompt_is_the_default_unless_there_is_a_negative_one(pipe):
+    settings = {"emotion": "awe"}
+    source, null, negative = (
+        edit(pipe, **settings, **arguments)
+        for arguments in (
+            {"guidance_reference": "source"},
+            {"guidance_reference": "null"},
+            {"guidance_reference": "null", "negative_prompt": "rain"},
+        )
+    )
+    assert torch.equal(edit(pipe, **settings), source)
+    assert torch.equal(edit(pipe, **settings, negative_prompt="rain"), negative)
+    assert not torch.equal(source, null) and not torch.equal(null, negative)
+
+
+@pytest.mark.parametrize("reference", ["source", "null"])
+def test_guidance_leads_away_from_the_reference(pipe, count_calls, reference):
+    """eps(reference) + w (eps(P, S) - eps(reference)), at the first step, by hand."""
+    calls = count_calls(pipe.unet)
+    seen = []
+
+    def callback(pipe, step, timestep, values):
+        seen.append(values["latents"])
+        return {}
+
+    latents = pipe.invert(picture(), "a cat", num_inference_steps=3)
+    calls.calls.clear()
+    settings = {"guidance_reference": reference, "guidance_scale": 3.0, "max_inner_steps": 0}
+    edit(pipe, emotion="awe", latents=latents, callback_on_step_end=callback, **settings)
+    ((_, first), (base,)), ((_, second), (cond,)) = calls.calls[:2]
+    with torch.no_grad():
+        prompt, null = pipe.encode_prompt("a cat", "cpu", 1, True)
+    if reference == "null":  # the gate was still closed when it was asked, so the prompt came along
+        base, _ = base.chunk(2)
+    assert torch.equal(first["encoder_hidden_states"][:1], prompt if reference == "source" else null)
+    assert second["encoder_hidden_states"].shape[1] == 16 + 4
+    ddim = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=False)
+    ddim.set_timesteps(3)
+    expected = ddim.step(base + 3.0 * (cond - base), ddim.timesteps[0], latents).prev_sample
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-5)
+
+
+# ---- schedulers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler", "LCMScheduler"]
+)
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+def test_an_edit_walks_ddims_path_whatever_the_scheduler(pipe, name):
+    expected = edit(pipe, emotion="awe")
+    scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(7)
+    state = str(vars(scheduler))
+    pipe.scheduler = scheduler
+    torch.testing.assert_close(edit(pipe, emotion="awe"), expected, rtol=0, atol=1e-5)
+    assert pipe.scheduler is scheduler and str(vars(scheduler)) == state
+
+
+def test_an_edit_is_deterministic(pipe):
+    torch.manual_seed(1)
+    first = edit(pipe)
+    torch.manual_seed(2)
+    assert torch.equal(edit(pipe), first)
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "width, height, expected",
+    [(32, 32, (32, 32)), (64, 64, (32, 32)), (64, 32, (48, 24)), (30, 60, (24, 48)), (400, 40, (104, 8))],
+)
+def test_an_edit_has_the_aspect_ratio_of_its_source(pipe, width, height, expected):
+    output = pipe("a cat", image=picture(width, height), num_inference_steps=1)
+    assert output.images[0].size == expected
+    assert pipe.invert(picture(width, height), num_inference_steps=1).shape[2:] == (expected[1] // 2, expected[0] // 2)
+
+
+def test_the_size_may_be_named(pipe):
+    assert pipe("a cat", image=picture(), num_inference_steps=1, height=16, width=40).images[0].size == (40, 16)
+
+
+def test_pictures_arrays_and_tensors_are_the_same_to_it(pipe):
+    image = picture()
+    array = np.array(image)
+    tensor = torch.from_numpy(array).permute(2, 0, 1) / 255
+    expected = edit(pipe, image=image, num_inference_steps=1)
+    variants = [array, array[None], array / 255, [image], [array], tensor, tensor[None], [tensor], [tensor[None]]]
+    for variant in variants:
+        torch.testing.assert_close(edit(pipe, image=variant, num_inference_steps=1), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I", "F", "I;16"])
+def test_pictures_of_every_mode_can_be_edited(pipe, mode):
+    gray = picture().convert("L")
+    if mode == "I;16":
+        image = PIL.Image.fromarray(np.array(gray).astype(np.uint16) * 257)
+    else:
+        image = gray.convert(mode)
+    assert image.mode == mode
+    latents = edit(pipe, image=image, num_inference_steps=1)
+    if mode not in ("1", "CMYK"):  # these change the colours
+        torch.testing.assert_close(latents, edit(pipe, image=gray, num_inference_steps=1), rtol=0, atol=0.05)
+
+
+def test_rotated_photographs_are_edited_upright(pipe):
+    image = picture(48, 24)
+    image.getexif()[0x0112] = 6
+    expected = picture(48, 24).transpose(PIL.Image.Transpose.ROTATE_270)
+    assert torch.equal(edit(pipe, image=image), edit(pipe, image=expected))
+
+
+def test_one_source_serves_all_prompts_or_each_has_its_own(pipe):
+    first, second = picture(seed=1), picture(seed=2)
+    prompts = {"prompt": ["a cat", "two dogs"], "emotion": ["awe", None], "num_images_per_prompt": 2}
+    together = edit(pipe, image=[first, second], **prompts)
+    assert together.shape[0] == 4
+    for row, image, prompt, emotion in ((0, first, "a cat", "awe"), (3, second, "two dogs", None)):
+        single = edit(pipe, image=image, prompt=prompt, emotion=emotion, emotion_token_init="emotion")
+        if emotion is None:
+            torch.testing.assert_close(together[row], single[0], rtol=0, atol=1e-4)
+    shared = edit(pipe, image=first, prompt=["a cat", "two dogs"], emotion=None)
+    torch.testing.assert_close(shared[1], edit(pipe, image=first, prompt="two dogs")[0], rtol=0, atol=1e-4)
+
+
+def test_reconstruction_needs_neither_classifier_nor_clip():
+    pipe = tiny_models.muse_pipeline(emotion_classifier=None, clip_model=None)
+    output = guide(pipe, emotion=None, image=picture(), semantic_threshold=None)
+    assert output.images.isfinite().all()
+    assert output.emotion_tokens is output.trace is None
