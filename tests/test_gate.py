@@ -62,7 +62,7 @@ def test_it_opens_at_the_first_step_that_reaches_the_threshold(rising):
 
 def test_reaching_the_threshold_exactly_is_enough(pipe):
     first = similarities(pipe)[0][0]
-    assert guide(pipe, semantic_threshold=first).trace[0].gate_step == 0
+    assert guide(pipe, semantic_threshold=first, num_inference_steps=4).trace[0].gate_step == 0
 
 
 def test_it_latches(rising):
@@ -154,7 +154,7 @@ def test_the_inherent_emotion_is_that_of_the_step_before(rising, count_calls):
 def test_the_inherent_emotion_is_that_of_the_first_step_if_it_opens_there(pipe, count_calls):
     first = similarities(pipe)[0][0]
     previews, classified = count_calls(pipe.clip_model), count_calls(pipe.emotion_classifier)
-    trace = guide(pipe, semantic_threshold=first).trace[0]
+    trace = guide(pipe, semantic_threshold=first, num_inference_steps=4).trace[0]
     (_, seen), output = classified.calls[0]
     torch.testing.assert_close(seen["pixel_values"], previews.calls[0][0][1]["pixel_values"])
     assert trace.inherent_emotion == trace.labels[output.logits.argmax()]
