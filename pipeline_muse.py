@@ -18,12 +18,16 @@ pipeline, whose inner loop optimises the emotional tokens (HOW).
 """
 
 import inspect
+import json
 import math
 import numbers
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -332,6 +336,11 @@ def fit_size(width: int, height: int, area: int, multiple: int = 8) -> tuple[int
 # --------------------------------------------------------------------------------------
 # Checks, contexts and records
 # --------------------------------------------------------------------------------------
+
+
+def is_dynamic(module: str) -> bool:
+    """Whether diffusers or transformers loaded a module from a checkpoint's own code."""
+    return module.split(".")[0] in ("diffusers_modules", "transformers_modules")
 
 
 def is_number(value: Any) -> bool:
@@ -672,6 +681,28 @@ class MusePipeline(StableDiffusionPipeline):
         id2label = self.emotion_classifier.config.id2label
         return [id2label[index] for index in sorted(id2label)]
 
+    # ---- saving ----------------------------------------------------------------------------------------------------
+
+    def to_json_string(self) -> str:
+        """
+        The index as JSON. Where this class or a component was loaded from a checkpoint's own code, it is named as
+        `[module, class]`, by which a fresh process finds it again; upstream names modules of this process' cache.
+        """
+        index = json.loads(super().to_json_string())
+        if is_dynamic(type(self).__module__):
+            index["_class_name"] = [type(self).__module__.rpartition(".")[2], type(self).__name__]
+        for value in index.values():
+            if isinstance(value, list) and isinstance(value[0], str) and is_dynamic(value[0]):
+                value[0] = value[0].rpartition(".")[2]
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Saves the index as upstream does, and beside it this file, if that was loaded from a checkpoint's code."""
+        if is_dynamic(type(self).__module__):
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            shutil.copy(inspect.getfile(type(self)), save_directory)
+        super().save_config(save_directory, push_to_hub, **kwargs)
+
     # ---- checks --------------------------------------------------------------------------------------------------
 
     def _check_emotion(
@@ -715,7 +746,7 @@ class MusePipeline(StableDiffusionPipeline):
         Returns:
             `tuple`: The prompt (`None` if there are `prompt_embeds`), and per prompt the target as label -> weight.
         """
-        entries = list(emotion) if isinstance(emotion, (list, tuple)) else None
+        entries: list[Any] | None = list(emotion) if isinstance(emotion, (list, tuple)) else None
         if entries == []:
             raise ValueError("`emotion` is an empty list; give one entry per prompt.")
         targets = [normalize_emotion(entry, self.emotion_labels) for entry in (entries or [emotion])]
@@ -885,7 +916,8 @@ class MusePipeline(StableDiffusionPipeline):
         if len(sizes) > 1:
             raise ValueError(f"`image` holds pictures of sizes {sorted(sizes)}; give `height` and `width` for them.")
         native_height, native_width = self._native_size()
-        width, height = fit_size(*sizes.pop(), area=native_height * native_width)
+        source_width, source_height = sizes.pop()
+        width, height = fit_size(source_width, source_height, area=native_height * native_width)
         return height, width
 
     def _native_size(self) -> tuple[int, int]:
