@@ -70,10 +70,9 @@ def export_judge(model, name: str, folder: Path):
         folder / f"{name}.json", {"class": type(model).__name__, "config": without_paths(model.config.to_dict())}
     )
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(
-        {key: value.half() if value.is_floating_point() else value for key, value in weights.items()},
-        folder / f"{name}.safetensors",
-    )
+    path = folder / f"{name}.safetensors"
+    save_file({key: value.half() if value.is_floating_point() else value for key, value in weights.items()}, path)
+    path.chmod(0o644)
 
 
 def main():
@@ -83,14 +82,13 @@ def main():
     parser.add_argument("--judges", type=Path, default=FOLDER)
     args = parser.parse_args()
     work, root = args.work_dir, args.output
-    tuned = work / "vae_tuned"
     diffusers_files, transformers_files = (
         ("config.json", "diffusion_pytorch_model.safetensors"),
         ("config.json", "model.safetensors"),
     )
 
     export_model(
-        AutoencoderKL.from_pretrained(tuned if tuned.exists() else work / "vae", torch_dtype=torch.float16),
+        AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float16),
         root / "vae",
         diffusers_files,
     )

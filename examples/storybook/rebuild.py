@@ -25,13 +25,13 @@ STAGES = {
         True,
     ),
     "unet": ("train_unet.py", True),
-    "vae_tuned": ("train_decoder.py", True),
     "guide": ("train_classifier.py --model guide", True),
-    "emo_b": ("train_classifier.py --model emo_b", True),
-    "emo_c": ("train_classifier.py --model emo_c --steps 1000", True),
-    "clip_b": ("train_clip.py --seed 1 --output clip_b --degraded 0.3", True),
+    "emo_b": ("train_classifier.py --model emo_b --steps 1000", True),
+    "emo_c": ("train_classifier.py --model emo_c --steps 700", True),
+    "clip_b": ("train_clip.py --seed 1 --output clip_b --degraded 0.3 --steps 1500", True),
     "calibration": ("calibrate.py", False),
     "export": ("export.py", False),
+    "check": ("check.py", False),
 }
 
 
@@ -51,7 +51,9 @@ def main():
         if trains and is_complete(args.work_dir, name):
             continue
         script, *options = stage.split()
-        command = [sys.executable, str(HERE / script), *options, "--work_dir", str(args.work_dir)]
+        command = [sys.executable, str(HERE / script), *options]
+        if name != "check":  # it looks at what was exported
+            command += ["--work_dir", str(args.work_dir)]
         if trains:
             command += ["--resume", *(["--device", args.device] if args.device else [])]
         subprocess.run(command, check=True)
