@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from PIL import Image
+from storybook_settings import MUSE_SETTINGS
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -169,10 +170,16 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--emotion_token_init", choices=("random", "emotion"))
 
 
+def is_storybook(base: str) -> bool:
+    """Whether a base is the checkpoint of this repository."""
+    return Path(base).resolve() == REPOSITORY
+
+
 def call_options(args: argparse.Namespace) -> dict:
-    """The options of `add_guidance_options` that were given, as arguments of the pipeline."""
+    """The options of `add_guidance_options` that were given, as arguments of the pipeline; Storybook has its own."""
     given = {name: getattr(args, name, None) for name in CALL_OPTIONS}
-    return {name: value for name, value in given.items() if value is not None}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {**MUSE_SETTINGS, **chosen} if is_storybook(args.base) else chosen
 
 
 @torch.no_grad()
@@ -285,7 +292,7 @@ def load_judge(pipe: DiffusionPipeline, args: argparse.Namespace) -> PreTrainedM
     Returns:
         `PreTrainedModel` or `None`: The judge of Storybook if that is the base; other bases have none.
     """
-    if Path(args.base).resolve() != REPOSITORY:
+    if not is_storybook(args.base):
         return None
     sys.path.append(str(REPOSITORY / "examples" / "storybook"))
     from judges import load_judge as load_storybook_judge

@@ -36,6 +36,7 @@ from world import CUE_PHRASES, CUES, EMOTIONS, PLACES, SUBJECTS, Scene, caption,
 
 
 MAX_EXTRA = 8  # tokens behind the prompt
+EMOTION_WORD_SHARE = 0.3  # of the captions that name content also name an emotion, at random
 SNR_CAP = 5.0  # min-SNR weighting, https://huggingface.co/papers/2303.09556
 
 
@@ -80,7 +81,9 @@ class Conditions:
     - hidden states blurred by noise of a random size, or mixed from two captions of the same scene;
     - 0 to 8 tokens behind the 32 of the prompt. Where the scene has cues these may be hidden states of cue phrases
       that the caption then leaves out, mixed with the state of padding as the cue is weaker; else noise or padding,
-      which the network learns to ignore. The word of an emotion stands in "an image of {emotion}" only.
+      which the network learns to ignore;
+    - the word of an emotion means something in "an image of {emotion}" only. Beside content it is drawn at random, so
+      that adding it to a prompt is as weak as it is with Stable Diffusion.
     """
 
     kinds, weights = ("content", "full", "cue", "emotion", "null"), (0.24, 0.50, 0.07, 0.08, 0.11)
@@ -103,6 +106,10 @@ class Conditions:
         if rng.random() > 0.15 or text.startswith("an image of"):
             return text
         return " ".join(word for word in text.split() if rng.random() > 0.15)
+
+    def add_any_emotion(self, text: str, rng: random.Random) -> str:
+        word = rng.choice(EMOTIONS)
+        return rng.choice((f"{text}, {word}", f"{text} {word}", f"{word}, {text}", f"{text}, evoking {word}"))
 
     def extra_tokens(self, scene: Scene, number: int, use_cue: bool, rng: random.Random, generator) -> torch.Tensor:
         """The tokens behind the prompt, (number, dim)."""
@@ -139,7 +146,10 @@ class Conditions:
             use_cue = number > 0 and bool(scene.cues) and kind != "emotion" and rng.random() < 0.6
             if use_cue and kind in ("full", "cue"):
                 kind = rng.choice(("content", "content", "content", "full", "null"))
-            texts.append(self.drop_words(caption(scene, rng, kind), rng))
+            text = self.drop_words(caption(scene, rng, kind), rng)
+            if kind in ("content", "full") and rng.random() < EMOTION_WORD_SHARE:
+                text = self.add_any_emotion(text, rng)
+            texts.append(text)
             others.append(
                 caption(scene, rng, kind) if kind in ("content", "full") and rng.random() < 0.12 else texts[-1]
             )
@@ -181,7 +191,7 @@ def validation_prompts() -> list[str]:
 
 
 def main():
-    parser = arguments(__doc__, steps=2900, batch_size=48, learning_rate=8e-4)
+    parser = arguments(__doc__, steps=4000, batch_size=48, learning_rate=8e-4)
     parser.add_argument("--width", type=int, default=72)
     parser.add_argument("--layers", type=int, default=1)
     args = parser.parse_args()

@@ -1,0 +1,372 @@
+# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+"""Measures MUSE on Storybook against the stock pipeline and Universal Guidance, in one run.
+
+Generation: the 64 prompts (8 places x 8 subjects) with each of the 8 emotions. Editing: held-out drawings without an
+emotion, edited towards each. Emo-A is the classifier that guides, so the honest accuracies are those of the judges
+Emo-B (another architecture) and Emo-C (trained on another drawing style), which never guide. CLIP and the Frechet
+distance (FID) use a CLIP of their own, which no pipeline sees. Writes a Markdown table, JSON and a plot; a setting
+that was measured before is not measured again.
+
+    python examples/storybook/evaluate.py
+"""
+
+import argparse
+import json
+import platform
+import random
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from judges import load_judge
+from tqdm import tqdm
+from transformers import CLIPTokenizer
+from world import CUES, EMOTIONS, PLACES, SUBJECTS, content_prompt, render, sample_scene
+
+
+ROOT = Path(__file__).resolve().parents[2]
+# A clone works without being installed.
+sys.path[:0] = [str(ROOT), str(ROOT / "emotion_classifier"), str(ROOT / "examples")]
+
+from modeling_simemo import SimEmoForImageClassification  # noqa: E402
+from storybook_settings import MUSE_SETTINGS  # noqa: E402
+
+from pipeline_muse import (  # noqa: E402
+    MusePipeline,
+    PixelSpec,
+    frozen,
+    guide_noise,
+    predict_x0,
+    signal_level,
+)
+
+
+NO_PULL = {"inherent_weight": 0.0, "similar_weight": 0.0}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table: a way to make images, and its arguments."""
+
+    name: str
+    kind: str = "muse"  # "muse", "stock", "word", "cue", "universal" or "edit"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def generation_settings(thresholds: list[float]) -> list[Setting]:
+    """The rows of the generation table, in its order."""
+    universal = [Setting(f"Universal Guidance, weight {w:g}", "universal", {"weight": w}) for w in (5.0, 15.0, 30.0)]
+    return [
+        Setting("stock, prompt alone", "stock"),
+        Setting("stock, emotion's word in the prompt", "word"),
+        Setting("stock, one of the emotion's cues in the prompt", "cue"),
+        *universal,
+        Setting("MUSE"),
+        Setting("MUSE without the inherent term", arguments={"inherent_weight": 0.0}),
+        Setting("MUSE without the similar term", arguments={"similar_weight": 0.0}),
+        Setting("MUSE without both", arguments=NO_PULL),
+        Setting("MUSE without optimisation", arguments={"max_inner_steps": 0}),
+        *(Setting(f"MUSE, η = {value:g}", arguments={"semantic_threshold": value}) for value in thresholds),
+    ]
+
+
+def editing_settings() -> list[Setting]:
+    """Both references of guidance at three strengths."""
+    return [
+        Setting(f"edit, {reference} prompt, strength {strength:g}", "edit", arguments)
+        for reference in ("source", "null")
+        for strength in (0.5, 0.75, 1.0)
+        for arguments in [{"guidance_reference": reference, "strength": strength}]
+    ]
+
+
+# --------------------------------------------------------------------------------------
+# Making images
+# --------------------------------------------------------------------------------------
+
+
+def universal_guidance(pipe: MusePipeline, prompts: list[str], emotions: list[str], weight: float, **call) -> list:
+    """
+    Forward universal guidance (https://huggingface.co/papers/2302.07121, Eq. 6) with the same networks and DDIM:
+    `eps + weight * sqrt(1 - a) * grad_z CE(classifier(decode(x0(z))))`, without self-recurrence.
+    """
+    pipe.scheduler.set_timesteps(call["num_inference_steps"])
+    prompt_embeds, null_embeds = pipe.encode_prompt(prompts, "cpu", 1, True)
+    embeds = torch.cat([null_embeds, prompt_embeds]).detach()
+    size = pipe.unet.config.sample_size
+    shape = (1, pipe.unet.config.in_channels, size, size)
+    latents = torch.cat([torch.randn(shape, generator=generator) for generator in call["generator"]])
+    labels = torch.tensor([pipe.emotion_labels.index(emotion) for emotion in emotions])
+    spec = PixelSpec.from_classifier(pipe.emotion_classifier)
+    with frozen(pipe.unet, pipe.vae, pipe.emotion_classifier):
+        for t in pipe.scheduler.timesteps:
+            alpha = signal_level(pipe.scheduler, t)
+            with torch.enable_grad():
+                z = latents.clone().requires_grad_()
+                null, cond = pipe.unet(torch.cat([z, z]), t, encoder_hidden_states=embeds).sample.chunk(2)
+                noise_pred = guide_noise(null, cond, call["guidance_scale"])
+                x0 = predict_x0(z, noise_pred, alpha, pipe.scheduler.config.prediction_type)
+                image = pipe.vae.decode(x0 / pipe.vae.config.scaling_factor).sample
+                logits = pipe.emotion_classifier(pixel_values=spec.prepare(image)).logits
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                gradient = torch.autograd.grad(loss, z)[0]
+            noise_pred = noise_pred.detach() + weight * float(1 - alpha) ** 0.5 * gradient
+            latents = pipe.scheduler.step(noise_pred, t, latents).prev_sample
+        with torch.no_grad():
+            image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    return pipe.image_processor.postprocess(image, output_type="pil")
+
+
+def make_images(pipe: MusePipeline, setting: Setting, items: list[dict], call: dict) -> tuple[list, list[dict]]:
+    """Images of one batch of items, and what the trace told about each."""
+    prompts, emotions = [item["prompt"] for item in items], [item["emotion"] for item in items]
+    call = {**call, "generator": [torch.Generator().manual_seed(item["seed"]) for item in items]}
+    if setting.kind == "universal":
+        return universal_guidance(pipe, prompts, emotions, **setting.arguments, **call), [{} for _ in items]
+    if setting.kind in ("stock", "word", "cue"):
+        names = {"stock": "prompt", "word": "word_prompt", "cue": "cue_prompt"}
+        prompts = [item[names[setting.kind]] for item in items]
+        return pipe(prompts, **call).images, [{} for _ in items]
+    if setting.kind == "edit":
+        call["image"] = [item["source"] for item in items]
+    output = pipe(prompts, emotion=emotions, **{**MUSE_SETTINGS, **call, **setting.arguments})
+    traces = [{"gate_step": trace.gate_step, "inner_steps": trace.inner_steps} for trace in output.trace]
+    return output.images, traces
+
+
+def items_of_generation(number_of_prompts: int) -> list[dict]:
+    """Prompt, emotion and seed of every image; the same for every setting. Prompts are spread over the world."""
+    contents = [(place, subject) for place in PLACES for subject in SUBJECTS]
+    random.Random(0).shuffle(contents)
+    items = []
+    for index, (place, subject) in enumerate(contents[:number_of_prompts]):
+        prompt = content_prompt(place, subject)
+        for emotion in EMOTIONS:
+            cue = random.Random(f"{index}/{emotion}").choice(CUES[emotion])
+            prompts = {"prompt": prompt, "word_prompt": f"{prompt}, {emotion}", "cue_prompt": f"{prompt} {cue}"}
+            items.append({**prompts, "emotion": emotion, "seed": 1000 + index})
+    return items
+
+
+def items_of_editing(number_of_sources: int) -> list[dict]:
+    """Held-out drawings without an emotion, each with its caption and every emotion."""
+    items = []
+    for index in range(number_of_sources):
+        scene = sample_scene(random.Random(f"evaluate/edit/{index}"), emotion=None)
+        content = {"prompt": content_prompt(scene.place, scene.subject), "source": render(scene)}
+        items += [{**content, "emotion": emotion, "seed": 2000 + index} for emotion in EMOTIONS]
+    return items
+
+
+# --------------------------------------------------------------------------------------
+# Judging them
+# --------------------------------------------------------------------------------------
+
+
+def to_pixels(images: list) -> torch.Tensor:
+    """PIL images as pixels in [-1, 1], shape `(n, 3, H, W)`."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Judges:
+    """Everything that looks at finished images."""
+
+    def __init__(self, root: Path, reference: list) -> None:
+        guide = SimEmoForImageClassification.from_pretrained(root / "emotion_classifier").eval()
+        self.classifiers = {"Emo-A": guide, "Emo-B": load_judge("emo_b"), "Emo-C": load_judge("emo_c")}
+        self.spec = PixelSpec.from_classifier(guide)  # the judges were trained on the same pixels
+        self.clip = load_judge("clip")
+        self.tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
+        self.reference = self.image_embeds(reference)
+
+    @torch.no_grad()
+    def image_embeds(self, images: list) -> torch.Tensor:
+        """Held-out CLIP features on the unit sphere, shape `(n, D)`."""
+        spec = PixelSpec.from_clip(self.clip)
+        parts = [spec.prepare(to_pixels(images[i : i + 64])) for i in range(0, len(images), 64)]
+        features = [self.clip.visual_projection(self.clip.vision_model(part).pooler_output) for part in parts]
+        return F.normalize(torch.cat(features), dim=-1)
+
+    @torch.no_grad()
+    def text_embeds(self, prompts: list[str]) -> torch.Tensor:
+        """Held-out CLIP features on the unit sphere, shape `(n, D)`."""
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+        pooled = self.clip.text_model(**tokens).pooler_output
+        return F.normalize(self.clip.text_projection(pooled), dim=-1)
+
+    @torch.no_grad()
+    def judge(self, images: list, items: list[dict]) -> dict[str, float]:
+        """The columns of the table, in per cent where they are shares."""
+        row, pixels = {}, to_pixels(images)
+        for name, model in self.classifiers.items():
+            logits = model(pixel_values=self.spec.prepare(pixels)).logits
+            labels = [model.config.id2label[int(index)] for index in logits.argmax(dim=-1)]
+            hits = [label == item["emotion"] for label, item in zip(labels, items)]
+            row[name] = 100 * float(np.mean(hits))
+        embeds = self.image_embeds(images)
+        row["CLIP"] = 100 * float((embeds * self.text_embeds([item["prompt"] for item in items])).sum(-1).mean())
+        if "source" in items[0]:
+            sources = self.image_embeds([item["source"] for item in items])
+            row["CLIP image"] = float((embeds * sources).sum(-1).mean())
+        else:
+            row["FID"] = 100 * frechet_distance(embeds, self.reference)
+        return row
+
+
+def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The Frechet distance between Gaussians fitted to two sets of features, shape `(n, D)`."""
+    a, b = a.double(), b.double()
+    cov_a, cov_b = a.T.cov(), b.T.cov()
+    roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt()
+    return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * roots.sum())
+
+
+# --------------------------------------------------------------------------------------
+# The run
+# --------------------------------------------------------------------------------------
+
+
+def measure(pipe: MusePipeline, judges: Judges, setting: Setting, items: list[dict], args) -> dict[str, Any]:
+    """Makes and judges all images of a setting; keeps them for a look."""
+    call = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
+    images, traces, start = [], [], time.perf_counter()
+    for i in tqdm(range(0, len(items), args.batch_size), desc=setting.name, leave=False):
+        made, told = make_images(pipe, setting, items[i : i + args.batch_size], call)
+        images += made
+        traces += told
+    row = {"seconds": (time.perf_counter() - start) / len(items), **judges.judge(images, items)}
+    gates = [trace["gate_step"] for trace in traces if trace.get("gate_step") is not None]
+    if "gate_step" in traces[0]:
+        row["inner steps"] = float(np.mean([trace["inner_steps"] for trace in traces]))
+        row["gate"] = float(np.mean(gates)) if gates else None
+    save_sheet(images[: 8 * args.sheet_rows], args.work_dir / f"{setting.name.replace(' ', '_')}.png")
+    return row
+
+
+def save_sheet(images: list, path: Path) -> None:
+    """A contact sheet, one prompt a row."""
+    from world import contact_sheet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(images, columns=8, scale=2).save(path)
+
+
+def markdown(rows: dict[str, dict], columns: list[str]) -> str:
+    """The rows as a Markdown table."""
+
+    def cell(row: dict, column: str) -> str:
+        value = row.get(column)
+        return (
+            "–" if value is None else f"{value:.2f}" if column in ("CLIP image", "seconds", "FID") else f"{value:.1f}"
+        )
+
+    lines = ["| setting | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(cell(row, column) for column in columns) + " |" for name, row in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def plot(generation: dict[str, dict], editing: dict[str, dict], thresholds: list[str], path: Path) -> None:
+    """Accuracy against content: all settings, the threshold's curve, and editing."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
+    for name, row in generation.items():
+        if name not in thresholds:
+            axes[0].scatter(row["CLIP"], row["Emo-B"], s=50, label=name, marker="*" if name == "MUSE" else "o")
+    axes[0].set(title="Settings", xlabel="CLIP (content kept)", ylabel="Emo-B accuracy [%]")
+    axes[0].legend(fontsize=7)
+    curve = [generation[name] for name in thresholds]
+    names = [name.split("= ")[1] for name in thresholds]
+    axes[1].plot(names, [row["Emo-B"] for row in curve], marker="o", label="Emo-B accuracy [%]")
+    axes[1].plot(names, [row["CLIP"] for row in curve], marker="s", label="CLIP")
+    axes[1].set(title="WHEN: the threshold η", xlabel="η")
+    axes[1].legend()
+    for reference, marker in (("source", "o"), ("null", "s")):
+        chosen = {name: row for name, row in editing.items() if f" {reference} " in name}
+        x, y = [row["CLIP image"] for row in chosen.values()], [row["Emo-B"] for row in chosen.values()]
+        axes[2].plot(x, y, marker=marker, label=f"{reference} prompt")
+        for name, row in chosen.items():
+            axes[2].annotate(name.split()[-1], (row["CLIP image"], row["Emo-B"]), fontsize=8)
+    axes[2].set(title="Editing at several strengths", xlabel="CLIP image similarity", ylabel="Emo-B accuracy [%]")
+    axes[2].legend()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure MUSE on Storybook.")
+    parser.add_argument("--prompts", type=int, default=64, help="prompts, each with all 8 emotions (64 at most)")
+    parser.add_argument("--sources", type=int, default=8, help="drawings to edit, each towards all 8 emotions")
+    parser.add_argument("--steps", type=int, default=MUSE_SETTINGS["num_inference_steps"], help="denoising steps")
+    parser.add_argument("--guidance_scale", type=float, default=7.5)
+    parser.add_argument("--thresholds", type=float, nargs="+", default=None, help="five values of η; inf is never")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--sheet_rows", type=int, default=6, help="prompts on each contact sheet")
+    parser.add_argument("--only", default="", help="measure only settings whose name contains this")
+    parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--work_dir", type=Path, default=None, help="contact sheets of all settings")
+    parser.add_argument("--again", action="store_true", help="measure again what was measured before")
+    args = parser.parse_args()
+    args.work_dir = args.work_dir or args.results_dir / "sheets"
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    pipe = MusePipeline.from_pretrained(ROOT, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    scenes = [sample_scene(random.Random(f"evaluate/reference/{index}")) for index in range(1024)]
+    judges = Judges(ROOT, [render(scene) for scene in tqdm(scenes, desc="reference drawings", leave=False)])
+
+    eta = pipe.config.semantic_threshold
+    thresholds = args.thresholds or [0.0, round(0.7 * eta, 1), eta, round(1.15 * eta, 1), float("inf")]
+    settings = {
+        "generation": (generation_settings(thresholds), items_of_generation(args.prompts)),
+        "editing": (editing_settings(), items_of_editing(args.sources)),
+    }
+    protocol = {"prompts": args.prompts, "sources": args.sources, "steps": args.steps, "muse": MUSE_SETTINGS}
+    protocol |= {"guidance_scale": args.guidance_scale, "batch_size": args.batch_size}
+    args.results_dir.mkdir(parents=True, exist_ok=True)
+    record_path = args.results_dir / "evaluation.json"
+    record = json.loads(record_path.read_text()) if record_path.exists() and not args.again else {}
+    if record.get("protocol") != protocol:
+        record = {"protocol": protocol}
+    record["hardware"] = f"{torch.get_num_threads()} threads of {platform.machine()} CPU, torch {torch.__version__}"
+    for task, (rows, items) in settings.items():
+        done = record.setdefault(task, {})
+        for setting in rows:
+            if args.only in setting.name and setting.name not in done:
+                done[setting.name] = measure(pipe, judges, setting, items, args)
+                tqdm.write(f"{setting.name}: " + ", ".join(f"{k} {v:.2f}" for k, v in done[setting.name].items() if v))
+                record_path.write_text(json.dumps(record, indent=1) + "\n")
+
+    if any(setting.name not in record[task] for task, (rows, _) in settings.items() for setting in rows):
+        return
+    columns = ["Emo-A", "Emo-B", "Emo-C", "CLIP"]
+    text = (
+        f"Measured by `examples/storybook/evaluate.py` on {record['hardware']}: {args.prompts} prompts x 8 emotions,"
+        f" {args.steps} DDIM steps, guidance {args.guidance_scale:g}, one seed per prompt. Chance is 12.5. Seconds are"
+        f" per image in batches of {args.batch_size}.\n\n"
+        + markdown(record["generation"], [*columns, "FID", "gate", "inner steps", "seconds"])
+        + f"\n\nEditing {args.sources} held-out drawings towards 8 emotions each:\n\n"
+        + markdown(record["editing"], [*columns, "CLIP image", "gate", "inner steps", "seconds"])
+        + "\n"
+    )
+    (args.results_dir / "evaluation.md").write_text(text)
+    names = [setting.name for setting in settings["generation"][0] if "η" in setting.name]
+    plot(record["generation"], record["editing"], names, args.results_dir / "evaluation.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
