@@ -200,6 +200,13 @@ def test_an_edit_walks_ddims_path_whatever_the_scheduler(pipe, name):
     assert pipe.scheduler is scheduler and str(vars(scheduler)) == state
 
 
+def test_latents_are_not_clipped_on_the_way(pipe):
+    """DDIM's default, made for pixels; a clipped path cannot be walked back."""
+    expected = edit(pipe)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=True)
+    assert torch.equal(edit(pipe), expected)
+
+
 def test_an_edit_is_deterministic(pipe):
     torch.manual_seed(1)
     first = edit(pipe)
