@@ -36,7 +36,6 @@ from world import CUE_PHRASES, CUES, EMOTIONS, PLACES, SUBJECTS, Scene, caption,
 
 
 MAX_EXTRA = 8  # tokens behind the prompt
-EMOTION_WORD_SHARE = 0.3  # of the captions that name content also name an emotion, at random
 SNR_CAP = 5.0  # min-SNR weighting, https://huggingface.co/papers/2303.09556
 
 
@@ -88,8 +87,8 @@ class Conditions:
 
     kinds, weights = ("content", "full", "cue", "emotion", "null"), (0.24, 0.50, 0.07, 0.08, 0.11)
 
-    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, device: str):
-        self.tokenizer, self.encoder, self.device = tokenizer, encoder, device
+    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, device: str, word_share: float):
+        self.tokenizer, self.encoder, self.device, self.word_share = tokenizer, encoder, device, word_share
         self.padding = self.hidden([""])[0, -1]  # (dim,)
         sample = [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
         self.std = self.hidden(sample).std().item()
@@ -147,7 +146,7 @@ class Conditions:
             if use_cue and kind in ("full", "cue"):
                 kind = rng.choice(("content", "content", "content", "full", "null"))
             text = self.drop_words(caption(scene, rng, kind), rng)
-            if kind in ("content", "full") and rng.random() < EMOTION_WORD_SHARE:
+            if kind in ("content", "full") and rng.random() < self.word_share:
                 text = self.add_any_emotion(text, rng)
             texts.append(text)
             others.append(
@@ -192,6 +191,8 @@ def validation_prompts() -> list[str]:
 
 def main():
     parser = arguments(__doc__, steps=4000, batch_size=48, learning_rate=8e-4)
+    parser.add_argument("--average_decay", type=float, default=0.998)
+    parser.add_argument("--word_share", type=float, default=0.5, help="captions of content with a random emotion's word")
     parser.add_argument("--width", type=int, default=72)
     parser.add_argument("--layers", type=int, default=1)
     args = parser.parse_args()
@@ -202,7 +203,7 @@ def main():
     clip = CLIPModel.from_pretrained(args.work_dir / "clip_model").to(args.device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(args.work_dir / "tokenizer")
     encoder = text_encoder_of(clip).to(args.device)
-    conditions = Conditions(tokenizer, encoder, args.device)
+    conditions = Conditions(tokenizer, encoder, args.device, args.word_share)
     latents_of = load_latents(args, vae, pictures)
     scheduler = build_scheduler()
     alphas = scheduler.alphas_cumprod
@@ -271,7 +272,7 @@ def main():
             group["lr"] = learning_rate_at(step, args.steps, args.learning_rate)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        update_average(average, unet, step, 0.998)
+        update_average(average, unet, step, args.average_decay)
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             save(step + 1)
