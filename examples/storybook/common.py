@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTokenizer
@@ -163,18 +163,24 @@ def progress(start: int, steps: int, description: str) -> tqdm:
     )
 
 
+def merges_of(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges by which each word ends as one token; made in order, so they are the same on every machine."""
+    merges: dict[tuple[str, str], int] = {}
+    for word in words:
+        symbols = [*word[:-1], word[-1] + "</w>"]
+        while len(symbols) > 1:
+            pairs = list(zip(symbols, symbols[1:]))
+            k = min(range(len(pairs)), key=lambda index: merges.get(pairs[index], len(merges)))
+            merges.setdefault(pairs[k], len(merges))
+            symbols[k : k + 2] = [symbols[k] + symbols[k + 1]]
+    return list(merges)
+
+
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
     """A byte-level BPE in CLIP's format that knows each word of the world as one token and spells all others."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=10000, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    bpe.train_from_iterator(vocabulary(), trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(symbol + "</w>" for symbol in alphabet)]
-    tokens += [left + right for left, right in merges if left + right not in set(tokens)]
+    merges = merges_of(vocabulary())
+    tokens = [*alphabet, *(symbol + "</w>" for symbol in alphabet), *(left + right for left, right in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = CLIPTokenizer(

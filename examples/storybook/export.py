@@ -10,7 +10,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from common import ROOT, build_tokenizer, save_json
+from common import ROOT, save_json
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from judges import FOLDER
 from safetensors.torch import save_file
@@ -101,7 +101,7 @@ def main():
     if (work / "guide").exists():
         guide = SimEmoForImageClassification.from_pretrained(work / "guide")
         export_model(guide, root / "emotion_classifier", transformers_files)
-    build_tokenizer(root / "tokenizer")
+    shutil.copytree(work / "tokenizer", root / "tokenizer", dirs_exist_ok=True)
     build_scheduler().save_pretrained(root / "scheduler")
     scheduler = root / "scheduler" / "scheduler_config.json"
     scheduler.write_text(scheduler.read_text().rstrip() + "\n")
