@@ -1489,7 +1489,7 @@ class MusePipeline(StableDiffusionPipeline):
         guidance_reference: str | None = None,
         num_emotion_tokens: int | None = None,
         emotion_tokens: torch.Tensor | None = None,
-        emotion_token_init: str = "emotion",
+        emotion_token_init: str = "random",
         max_inner_steps: int = 10,
         loss_threshold: float = 1e-4,
         stop_probability: float | None = None,
@@ -1532,7 +1532,7 @@ class MusePipeline(StableDiffusionPipeline):
             num_emotion_tokens (`int`, defaults to 4): How many tokens S are appended to the prompt.
             emotion_tokens (`torch.Tensor` of shape `(n, D)` or `(B, n, D)`, *optional*): Tokens to start from, such as
                 those that an earlier call returned.
-            emotion_token_init (`str`, defaults to "emotion"): Where S starts otherwise. "random": noise with the
+            emotion_token_init (`str`, defaults to "random"): Where S starts otherwise. "random": noise with the
                 standard deviation of the prompt embedding, as in the paper; "emotion": the hidden state of the
                 emotion's word plus a tenth of that noise. The noise is drawn from a copy of each sample's generator.
             max_inner_steps (`int`, defaults to 10): Adam steps per denoising step at most; 0 uses the tokens as they

@@ -12,5 +12,5 @@ MUSE_SETTINGS: dict[str, Any] = {
     "num_inference_steps": 20,
     "max_inner_steps": 5,
     "emotion_learning_rate": 0.05,
-    "stop_probability": 0.95,
+    "stop_probability": 0.97,
 }

@@ -73,3 +73,13 @@ def test_the_checkpoint_is_small_and_the_judges_are_no_part_of_it():
     assert sum(path.stat().st_size for path in weights) < 40e6
     judges = list((STORYBOOK / "judges").iterdir())
     assert judges and not any(path.name in WEIGHT_NAMES for path in judges)
+
+
+def test_the_tokenizer_can_be_built_again(tmp_path):
+    sys.path.append(str(STORYBOOK))
+    from common import build_tokenizer
+    from world import vocabulary
+
+    first, second = (build_tokenizer(tmp_path / name) for name in ("first", "second"))
+    assert first.get_vocab() == second.get_vocab()
+    assert all(len(first.tokenize(word)) == 1 for word in vocabulary())

@@ -1,7 +1,7 @@
 # Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
 """Measures MUSE on Storybook against the stock pipeline and Universal Guidance, in one run.
 
-Generation: the 64 prompts (8 places x 8 subjects) with each of the 8 emotions. Editing: held-out drawings without an
+Generation: prompts of the world, each with the 8 emotions. Editing: held-out drawings without an
 emotion, edited towards each. Emo-A is the classifier that guides, so the honest accuracies are those of the judges
 Emo-B (another architecture) and Emo-C (trained on another drawing style), which never guide. CLIP and the Frechet
 distance (FID) use a CLIP of their own, which no pipeline sees. Writes a Markdown table, JSON and a plot; a setting
@@ -12,10 +12,13 @@ that was measured before is not measured again.
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import random
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ import torch.nn.functional as F
 from judges import load_judge
 from tqdm import tqdm
 from transformers import CLIPTokenizer
-from world import CUES, EMOTIONS, PLACES, SUBJECTS, content_prompt, render, sample_scene
+from world import CUES, EMOTIONS, PLACES, SUBJECTS, contact_sheet, content_prompt, render, sample_scene
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +49,12 @@ from pipeline_muse import (  # noqa: E402
 )
 
 
+MUSE = "MUSE"  # the row of the whole method
 NO_PULL = {"inherent_weight": 0.0, "similar_weight": 0.0}
+
+
+TUNED_ON = 2  # prompts that served to choose `MUSE_SETTINGS`, so they are not measured on
+PROCESS: dict[str, Any] = {}  # the pipeline and the judges of a worker process
 
 
 @dataclass(frozen=True)
@@ -58,20 +66,24 @@ class Setting:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-def generation_settings(thresholds: list[float]) -> list[Setting]:
+def generation_settings(thresholds: dict[float, str]) -> list[Setting]:
     """The rows of the generation table, in its order."""
-    universal = [Setting(f"Universal Guidance, weight {w:g}", "universal", {"weight": w}) for w in (5.0, 15.0, 30.0)]
+    universal = [Setting(f"Universal Guidance, weight {w:g}", "universal", {"weight": w}) for w in (5.0, 30.0)]
     return [
         Setting("stock, prompt alone", "stock"),
         Setting("stock, emotion's word in the prompt", "word"),
         Setting("stock, one of the emotion's cues in the prompt", "cue"),
         *universal,
-        Setting("MUSE"),
+        Setting(MUSE),
         Setting("MUSE without the inherent term", arguments={"inherent_weight": 0.0}),
         Setting("MUSE without the similar term", arguments={"similar_weight": 0.0}),
         Setting("MUSE without both", arguments=NO_PULL),
         Setting("MUSE without optimisation", arguments={"max_inner_steps": 0}),
-        *(Setting(f"MUSE, η = {value:g}", arguments={"semantic_threshold": value}) for value in thresholds),
+        *(
+            Setting(name, arguments={"semantic_threshold": value})
+            for value, name in thresholds.items()
+            if name != MUSE
+        ),
     ]
 
 
@@ -90,6 +102,7 @@ def editing_settings() -> list[Setting]:
 # --------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def universal_guidance(pipe: MusePipeline, prompts: list[str], emotions: list[str], weight: float, **call) -> list:
     """
     Forward universal guidance (https://huggingface.co/papers/2302.07121, Eq. 6) with the same networks and DDIM:
@@ -97,10 +110,10 @@ def universal_guidance(pipe: MusePipeline, prompts: list[str], emotions: list[st
     """
     pipe.scheduler.set_timesteps(call["num_inference_steps"])
     prompt_embeds, null_embeds = pipe.encode_prompt(prompts, "cpu", 1, True)
-    embeds = torch.cat([null_embeds, prompt_embeds]).detach()
+    embeds = torch.cat([null_embeds, prompt_embeds])
     size = pipe.unet.config.sample_size
     shape = (1, pipe.unet.config.in_channels, size, size)
-    latents = torch.cat([torch.randn(shape, generator=generator) for generator in call["generator"]])
+    latents = torch.cat([torch.randn(shape, generator=generator) for generator in call["generator"]]).to(embeds)
     labels = torch.tensor([pipe.emotion_labels.index(emotion) for emotion in emotions])
     spec = PixelSpec.from_classifier(pipe.emotion_classifier)
     with frozen(pipe.unet, pipe.vae, pipe.emotion_classifier):
@@ -111,14 +124,13 @@ def universal_guidance(pipe: MusePipeline, prompts: list[str], emotions: list[st
                 null, cond = pipe.unet(torch.cat([z, z]), t, encoder_hidden_states=embeds).sample.chunk(2)
                 noise_pred = guide_noise(null, cond, call["guidance_scale"])
                 x0 = predict_x0(z, noise_pred, alpha, pipe.scheduler.config.prediction_type)
-                image = pipe.vae.decode(x0 / pipe.vae.config.scaling_factor).sample
+                image = pipe.vae.decode((x0 / pipe.vae.config.scaling_factor).to(embeds)).sample
                 logits = pipe.emotion_classifier(pixel_values=spec.prepare(image)).logits
                 loss = F.cross_entropy(logits, labels, reduction="sum")
                 gradient = torch.autograd.grad(loss, z)[0]
             noise_pred = noise_pred.detach() + weight * float(1 - alpha) ** 0.5 * gradient
             latents = pipe.scheduler.step(noise_pred, t, latents).prev_sample
-        with torch.no_grad():
-            image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+        image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     return pipe.image_processor.postprocess(image, output_type="pil")
 
 
@@ -144,7 +156,7 @@ def items_of_generation(number_of_prompts: int) -> list[dict]:
     contents = [(place, subject) for place in PLACES for subject in SUBJECTS]
     random.Random(0).shuffle(contents)
     items = []
-    for index, (place, subject) in enumerate(contents[:number_of_prompts]):
+    for index, (place, subject) in enumerate(contents[TUNED_ON : TUNED_ON + number_of_prompts]):
         prompt = content_prompt(place, subject)
         for emotion in EMOTIONS:
             cue = random.Random(f"{index}/{emotion}").choice(CUES[emotion])
@@ -231,27 +243,37 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
 # --------------------------------------------------------------------------------------
 
 
-def measure(pipe: MusePipeline, judges: Judges, setting: Setting, items: list[dict], args) -> dict[str, Any]:
+def load(dtype: str, threads: int) -> None:
+    """Loads, once per process, what all its settings share."""
+    torch.set_num_threads(threads)
+    pipe = MusePipeline.from_pretrained(ROOT, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        module.to(getattr(torch, dtype))
+    scenes = [sample_scene(random.Random(f"evaluate/reference/{index}")) for index in range(1024)]
+    PROCESS["pipe"], PROCESS["judges"] = pipe, Judges(ROOT, [render(scene) for scene in scenes])
+
+
+def measure(setting: Setting, items: list[dict], args: argparse.Namespace) -> dict[str, Any]:
     """Makes and judges all images of a setting; keeps them for a look."""
     call = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
     images, traces, start = [], [], time.perf_counter()
-    for i in tqdm(range(0, len(items), args.batch_size), desc=setting.name, leave=False):
-        made, told = make_images(pipe, setting, items[i : i + args.batch_size], call)
+    for i in range(0, len(items), args.batch_size):
+        made, told = make_images(PROCESS["pipe"], setting, items[i : i + args.batch_size], call)
         images += made
         traces += told
-    row = {"seconds": (time.perf_counter() - start) / len(items), **judges.judge(images, items)}
+    row = {"seconds": (time.perf_counter() - start) / len(items), **PROCESS["judges"].judge(images, items)}
     gates = [trace["gate_step"] for trace in traces if trace.get("gate_step") is not None]
     if "gate_step" in traces[0]:
         row["inner steps"] = float(np.mean([trace["inner_steps"] for trace in traces]))
         row["gate"] = float(np.mean(gates)) if gates else None
-    save_sheet(images[: 8 * args.sheet_rows], args.work_dir / f"{setting.name.replace(' ', '_')}.png")
+        row["open"] = 100 * len(gates) / len(traces)
+    save_sheet(images[: 8 * args.sheet_rows], args.sheets_dir / f"{setting.name.replace(' ', '_')}.png")
     return row
 
 
 def save_sheet(images: list, path: Path) -> None:
     """A contact sheet, one prompt a row."""
-    from world import contact_sheet
-
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(images, columns=8, scale=2).save(path)
 
@@ -259,20 +281,17 @@ def save_sheet(images: list, path: Path) -> None:
 def markdown(rows: dict[str, dict], columns: list[str]) -> str:
     """The rows as a Markdown table."""
 
-    def cell(row: dict, column: str) -> str:
-        value = row.get(column)
-        return (
-            "–" if value is None else f"{value:.2f}" if column in ("CLIP image", "seconds", "FID") else f"{value:.1f}"
-        )
+    def cell(value: float | None, column: str) -> str:
+        digits = 2 if column in ("CLIP image", "seconds", "FID") else 1
+        return "–" if value is None else f"{value:.{digits}f}"
 
     lines = ["| setting | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [
-        f"| {name} | " + " | ".join(cell(row, column) for column in columns) + " |" for name, row in rows.items()
-    ]
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(cell(row.get(column), column) for column in columns) + " |")
     return "\n".join(lines)
 
 
-def plot(generation: dict[str, dict], editing: dict[str, dict], thresholds: list[str], path: Path) -> None:
+def plot(generation: dict[str, dict], editing: dict[str, dict], thresholds: dict[float, str], path: Path) -> None:
     """Accuracy against content: all settings, the threshold's curve, and editing."""
     import matplotlib
 
@@ -281,12 +300,12 @@ def plot(generation: dict[str, dict], editing: dict[str, dict], thresholds: list
 
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
     for name, row in generation.items():
-        if name not in thresholds:
-            axes[0].scatter(row["CLIP"], row["Emo-B"], s=50, label=name, marker="*" if name == "MUSE" else "o")
+        if name == MUSE or name not in thresholds.values():
+            axes[0].scatter(row["CLIP"], row["Emo-B"], s=50, label=name, marker="*" if name == MUSE else "o")
     axes[0].set(title="Settings", xlabel="CLIP (content kept)", ylabel="Emo-B accuracy [%]")
     axes[0].legend(fontsize=7)
-    curve = [generation[name] for name in thresholds]
-    names = [name.split("= ")[1] for name in thresholds]
+    curve = [generation[name] for name in thresholds.values()]
+    names = [f"{value:g}" for value in thresholds]
     axes[1].plot(names, [row["Emo-B"] for row in curve], marker="o", label="Emo-B accuracy [%]")
     axes[1].plot(names, [row["CLIP"] for row in curve], marker="s", label="CLIP")
     axes[1].set(title="WHEN: the threshold η", xlabel="η")
@@ -305,67 +324,72 @@ def plot(generation: dict[str, dict], editing: dict[str, dict], thresholds: list
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure MUSE on Storybook.")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts, each with all 8 emotions (64 at most)")
-    parser.add_argument("--sources", type=int, default=8, help="drawings to edit, each towards all 8 emotions")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts, each with all 8 emotions (62 at most)")
+    parser.add_argument("--sources", type=int, default=4, help="drawings to edit, each towards all 8 emotions")
     parser.add_argument("--steps", type=int, default=MUSE_SETTINGS["num_inference_steps"], help="denoising steps")
     parser.add_argument("--guidance_scale", type=float, default=7.5)
-    parser.add_argument("--thresholds", type=float, nargs="+", default=None, help="five values of η; inf is never")
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of UNet and decoder")
+    parser.add_argument("--workers", type=int, default=2, help="settings that are measured at a time")
+    parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--sheet_rows", type=int, default=6, help="prompts on each contact sheet")
-    parser.add_argument("--only", default="", help="measure only settings whose name contains this")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--work_dir", type=Path, default=None, help="contact sheets of all settings")
+    parser.add_argument("--sheets_dir", type=Path, default=Path("outputs/evaluation"), help="for contact sheets")
     parser.add_argument("--again", action="store_true", help="measure again what was measured before")
-    args = parser.parse_args()
-    args.work_dir = args.work_dir or args.results_dir / "sheets"
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    pipe = MusePipeline.from_pretrained(ROOT, trust_remote_code=True)
-    pipe.set_progress_bar_config(disable=True)
-    scenes = [sample_scene(random.Random(f"evaluate/reference/{index}")) for index in range(1024)]
-    judges = Judges(ROOT, [render(scene) for scene in tqdm(scenes, desc="reference drawings", leave=False)])
-
-    eta = pipe.config.semantic_threshold
-    thresholds = args.thresholds or [0.0, round(0.7 * eta, 1), eta, round(1.15 * eta, 1), float("inf")]
+    eta = json.loads((ROOT / "model_index.json").read_text())["semantic_threshold"]
+    values = (0.0, round(0.85 * eta, 1), eta, round(1.1 * eta, 1), float("inf"))
+    thresholds = {value: MUSE if value == eta else f"MUSE, η = {value:g}" for value in values}
     settings = {
         "generation": (generation_settings(thresholds), items_of_generation(args.prompts)),
         "editing": (editing_settings(), items_of_editing(args.sources)),
     }
-    protocol = {"prompts": args.prompts, "sources": args.sources, "steps": args.steps, "muse": MUSE_SETTINGS}
-    protocol |= {"guidance_scale": args.guidance_scale, "batch_size": args.batch_size}
+    names = ("prompts", "sources", "steps", "guidance_scale", "batch_size", "dtype", "workers")
+    protocol = {name: getattr(args, name) for name in names} | {"muse": MUSE_SETTINGS, "semantic_threshold": eta}
     args.results_dir.mkdir(parents=True, exist_ok=True)
     record_path = args.results_dir / "evaluation.json"
     record = json.loads(record_path.read_text()) if record_path.exists() and not args.again else {}
     if record.get("protocol") != protocol:
-        record = {"protocol": protocol}
-    record["hardware"] = f"{torch.get_num_threads()} threads of {platform.machine()} CPU, torch {torch.__version__}"
-    for task, (rows, items) in settings.items():
-        done = record.setdefault(task, {})
-        for setting in rows:
-            if args.only in setting.name and setting.name not in done:
-                done[setting.name] = measure(pipe, judges, setting, items, args)
-                tqdm.write(f"{setting.name}: " + ", ".join(f"{k} {v:.2f}" for k, v in done[setting.name].items() if v))
-                record_path.write_text(json.dumps(record, indent=1) + "\n")
+        record = {"protocol": protocol, "generation": {}, "editing": {}}
+    record["hardware"] = f"{os.cpu_count()} cores of a {processor()}, torch {torch.__version__}"
 
-    if any(setting.name not in record[task] for task, (rows, _) in settings.items() for setting in rows):
-        return
+    waiting = [(task, row) for task, (rows, _) in settings.items() for row in rows if row.name not in record[task]]
+    threads = max(1, (os.cpu_count() or 1) // args.workers)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, context, initializer=load, initargs=(args.dtype, threads)) as pool:
+        jobs = {pool.submit(measure, row, settings[task][1], args): (task, row) for task, row in waiting}
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc="settings"):
+            task, setting = jobs[job]
+            record[task][setting.name] = job.result()
+            values = ", ".join(f"{key} {value:.2f}" for key, value in job.result().items() if value is not None)
+            tqdm.write(f"{setting.name}: {values}")
+            record_path.write_text(json.dumps(record, indent=1) + "\n")
+
+    rows = {task: {row.name: record[task][row.name] for row in chosen} for task, (chosen, _) in settings.items()}
     columns = ["Emo-A", "Emo-B", "Emo-C", "CLIP"]
     text = (
         f"Measured by `examples/storybook/evaluate.py` on {record['hardware']}: {args.prompts} prompts x 8 emotions,"
-        f" {args.steps} DDIM steps, guidance {args.guidance_scale:g}, one seed per prompt. Chance is 12.5. Seconds are"
-        f" per image in batches of {args.batch_size}.\n\n"
-        + markdown(record["generation"], [*columns, "FID", "gate", "inner steps", "seconds"])
+        f" {args.steps} DDIM steps, guidance {args.guidance_scale:g}, {args.dtype}, one seed per prompt."
+        f" Chance is 12.5. η is {eta:g} unless named. Seconds are per image, in batches of {args.batch_size},"
+        f" {args.workers} settings at a time on as many processes.\n\n"
+        + markdown(rows["generation"], [*columns, "FID", "open", "gate", "inner steps", "seconds"])
         + f"\n\nEditing {args.sources} held-out drawings towards 8 emotions each:\n\n"
-        + markdown(record["editing"], [*columns, "CLIP image", "gate", "inner steps", "seconds"])
+        + markdown(rows["editing"], [*columns, "CLIP image", "open", "gate", "inner steps", "seconds"])
         + "\n"
     )
     (args.results_dir / "evaluation.md").write_text(text)
-    names = [setting.name for setting in settings["generation"][0] if "η" in setting.name]
-    plot(record["generation"], record["editing"], names, args.results_dir / "evaluation.png")
+    plot(rows["generation"], rows["editing"], thresholds, args.results_dir / "evaluation.png")
     print(text)
+
+
+def processor() -> str:
+    """The CPU's name, as far as the system tells."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} CPU" if names else f"{platform.machine()} CPU"
 
 
 if __name__ == "__main__":
