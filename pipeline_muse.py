@@ -842,18 +842,17 @@ class MusePipeline(StableDiffusionPipeline):
         return texts if text is not None else None
 
     @staticmethod
-    def _resolve_reference(guidance_reference: str | None, image: Any, negative_prompt: Any, null_embeds: Any) -> bool:
+    def _resolve_reference(guidance_reference: str, image: Any, negative_prompt: Any, null_embeds: Any) -> bool:
         """Whether guidance leads away from the source prompt instead of the null prompt."""
-        if guidance_reference not in (None, "null", "source"):
+        if guidance_reference not in ("null", "source"):
             raise ValueError(f"`guidance_reference` has to be 'null' or 'source', but is {guidance_reference!r}.")
-        has_negative = negative_prompt is not None or null_embeds is not None
-        if guidance_reference is None:
-            return image is not None and not has_negative
-        if guidance_reference == "source" and image is None:
+        if guidance_reference == "null":
+            return False
+        if image is None:
             raise ValueError("`guidance_reference='source'` needs an `image` to edit.")
-        if guidance_reference == "source" and has_negative:
+        if negative_prompt is not None or null_embeds is not None:
             raise ValueError("`negative_prompt` has no place with `guidance_reference='source'`; use 'null'.")
-        return guidance_reference == "source"
+        return True
 
     # ---- images in and out ---------------------------------------------------------------------------------------
 
@@ -1486,7 +1485,7 @@ class MusePipeline(StableDiffusionPipeline):
         emotion: Emotion | list[Emotion] = None,
         image: PipelineImageInput | None = None,
         strength: float = 1.0,
-        guidance_reference: str | None = None,
+        guidance_reference: str = "null",
         num_emotion_tokens: int | None = None,
         emotion_tokens: torch.Tensor | None = None,
         emotion_token_init: str = "random",
@@ -1525,10 +1524,10 @@ class MusePipeline(StableDiffusionPipeline):
                 given. `latents` from `invert` (same prompt, steps and strength) save the inversion.
             strength (`float`, defaults to 1.0): In (0, 1]: the share of the path from image to noise that an edit
                 walks back. Less keeps more of the source.
-            guidance_reference (`str`, *optional*): What guidance leads away from. "null": the null (or negative)
-                prompt, as in the paper. "source", for editing: the source prompt itself,
-                `eps = eps(P) + w (eps(P, S) - eps(P))`, which retraces the inversion until the gate opens. Defaults to
-                "source" when editing without a negative prompt, else to "null".
+            guidance_reference (`str`, defaults to "null"): What guidance leads away from. "null": the null (or
+                negative) prompt, as in the paper. "source", for editing: the source prompt itself,
+                `eps = eps(P) + w (eps(P, S) - eps(P))`, which retraces the inversion until the gate opens, and then
+                scales the emotion alone.
             num_emotion_tokens (`int`, defaults to 4): How many tokens S are appended to the prompt.
             emotion_tokens (`torch.Tensor` of shape `(n, D)` or `(B, n, D)`, *optional*): Tokens to start from, such as
                 those that an earlier call returned.

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from storybook_settings import MUSE_SETTINGS
 from transformers import (
@@ -266,6 +267,8 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
 def place(pipe: DiffusionPipeline, args: argparse.Namespace) -> DiffusionPipeline:
     """Moves the pipeline to its device by the options of `add_memory_options`, where `args` has them."""
     options = vars(args)
+    if args.device == "cpu":  # there the backward pass of PyTorch's fused attention is slow
+        pipe.unet.set_attn_processor(AttnProcessor())
     if options.get("gradient_checkpointing"):
         pipe.unet.enable_gradient_checkpointing()
     if options.get("attention_slicing"):

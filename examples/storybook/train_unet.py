@@ -190,7 +190,7 @@ def validation_prompts() -> list[str]:
 
 
 def main():
-    parser = arguments(__doc__, steps=4000, batch_size=48, learning_rate=8e-4)
+    parser = arguments(__doc__, steps=4500, batch_size=48, learning_rate=8e-4)
     parser.add_argument("--average_decay", type=float, default=0.998)
     parser.add_argument(
         "--word_share", type=float, default=0.5, help="captions of content with a random emotion's word"
