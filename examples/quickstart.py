@@ -138,7 +138,7 @@ def plot_inner_loop(traces: Sequence[Any], threshold: float, path: Path) -> Path
         gate.annotate("threshold", (0, threshold), (2, 4), textcoords="offset points", color=BAD)
     elif not longest:
         gate.text(0.5, 0.5, "open from the first step", transform=gate.transAxes, ha="center", color=FAINT)
-    gate.set(title="When: similarity of preview and prompt", xlabel="denoising step", ylabel="100 · cos")
+    gate.set(title="When: similarity of preview and prompt", xlabel="denoising step", ylabel="logit scale · cos")
     for trace in traces:
         label = next(iter(trace.emotion))
         targets = [trace.labels.index(name) for name in trace.emotion]

@@ -354,7 +354,7 @@ def main() -> None:
     record = json.loads(record_path.read_text()) if record_path.exists() and not args.again else {}
     if record.get("protocol") != protocol:
         record = {"protocol": protocol, "generation": {}, "editing": {}}
-    record["hardware"] = f"{os.cpu_count()} cores of a {processor()}, torch {torch.__version__}"
+    record["hardware"] = f"{os.cpu_count()} cores of an {processor()}, torch {torch.__version__}"
 
     waiting = [(task, row) for task, (rows, _) in settings.items() for row in rows if row.name not in record[task]]
     threads = max(1, (os.cpu_count() or 1) // args.workers)
