@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -132,19 +134,40 @@ def save_json(path: Path, values: dict):
     os.replace(partial, path)
 
 
+def tensors_of(part: torch.nn.Module | torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The state of a module, or of an optimizer less its options, as flat tensors."""
+    if isinstance(part, torch.nn.Module):
+        return part.state_dict()
+    states = part.state_dict()["state"]
+    return {f"{index}/{name}": value for index, state in states.items() for name, value in state.items()}
+
+
 def save_checkpoint(path: Path, step: int, **parts: torch.nn.Module | torch.optim.Optimizer):
-    """Write the states of modules and optimizers, completely or not at all."""
+    """Write the states of modules and optimizers as safetensors, completely or not at all."""
     partial = path.with_name(path.name + ".partial")
-    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial)
+    tensors = {
+        f"{name}/{key}": value.clone() for name, part in parts.items() for key, value in tensors_of(part).items()
+    }
+    save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata={"step": str(step)})
     os.replace(partial, path)
 
 
 def load_checkpoint(path: Path, **parts: torch.nn.Module | torch.optim.Optimizer) -> int:
     """Restore what `save_checkpoint` wrote; returns the step to go on from."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    with safe_open(path, framework="pt") as file:
+        step = int(file.metadata()["step"])
+    tensors = load_file(path)
     for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return state["step"]
+        state = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+        if isinstance(part, torch.optim.Optimizer):
+            whole = part.state_dict()
+            whole["state"] = {}
+            for key, value in state.items():
+                index, entry = key.split("/")
+                whole["state"].setdefault(int(index), {})[entry] = value
+            state = whole
+        part.load_state_dict(state)
+    return step
 
 
 def autocast(device: str) -> torch.autocast:

@@ -178,7 +178,7 @@ def main():
     validation = load_set("emotion_validation", args.work_dir)
     held_out = load_set("inked_held_out" if name == "emo_c" else "emotion_held_out", args.work_dir)
     previews = load_previews(args, scenes, pictures) if name != "emo_c" else None
-    folder, checkpoint = args.work_dir / name, args.work_dir / f"{name}.pt"
+    folder, checkpoint = args.work_dir / name, args.work_dir / f"{name}.checkpoint"
 
     model = build_classifier(name, CLIPModel.from_pretrained(args.work_dir / "clip_tuned")).to(args.device)
     average = copy.deepcopy(model).eval().requires_grad_(False)

@@ -162,7 +162,7 @@ def main():
     torch.manual_seed(args.seed)
     scenes, pictures = load_set("world", args.work_dir)
     held_out_scenes, held_out = load_set("world_held_out", args.work_dir)
-    folder, checkpoint = args.work_dir / args.output, args.work_dir / f"{args.output}.pt"
+    folder, checkpoint = args.work_dir / args.output, args.work_dir / f"{args.output}.checkpoint"
 
     tokenizer = build_tokenizer(args.work_dir / "tokenizer")
     model = build_clip(tokenizer).to(args.device)

@@ -200,7 +200,7 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     scenes, pictures = load_set("world", args.work_dir)
-    folder, checkpoint = args.work_dir / "unet", args.work_dir / "unet.pt"
+    folder, checkpoint = args.work_dir / "unet", args.work_dir / "unet.checkpoint"
     vae = AutoencoderKL.from_pretrained(args.work_dir / "vae").to(args.device).eval()
     clip = CLIPModel.from_pretrained(args.work_dir / "clip_model").to(args.device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(args.work_dir / "tokenizer")

@@ -65,7 +65,7 @@ def main():
     torch.manual_seed(args.seed)
     _, pictures = load_set("world", args.work_dir)
     _, held_out = load_set("world_held_out", args.work_dir)
-    folder, checkpoint = args.work_dir / "vae", args.work_dir / "vae.pt"
+    folder, checkpoint = args.work_dir / "vae", args.work_dir / "vae.checkpoint"
 
     vae = build_vae().to(args.device, memory_format=torch.channels_last)
     average = copy.deepcopy(vae).eval().requires_grad_(False)
