@@ -12,6 +12,7 @@ import torch
 from jobs import Job, batches, run_all
 from PIL import Image, ImageFont
 from sheets import Cell, contact_sheet, enlarge, wrap
+from storybook_settings import MUSE_SETTINGS
 
 
 PICTURE = str(quickstart.PICTURE)
@@ -86,8 +87,10 @@ def test_editing_gives_each_picture_its_prompt():
 
 
 def test_only_given_options_reach_the_pipeline():
-    args = generate.parse_args(["--prompt", "a", "--emotion", "awe", "--semantic_threshold", "0"])
-    assert loading.call_options(args) == {"semantic_threshold": 0.0}
+    options = ["--prompt", "a", "--emotion", "awe", "--semantic_threshold", "0", "--max_inner_steps", "2"]
+    given = {"semantic_threshold": 0.0, "max_inner_steps": 2}
+    assert loading.call_options(generate.parse_args([*options, "--base", "some/base"])) == given
+    assert loading.call_options(generate.parse_args(options)) == {**MUSE_SETTINGS, **given}
 
 
 def test_batches_have_one_source_and_a_size():

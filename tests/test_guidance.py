@@ -286,7 +286,8 @@ def test_random_tokens_have_the_standard_deviation_of_the_prompt(pipe):
 
 @pytest.mark.parametrize("emotion", ["awe", {"awe": 3, "fear": 1}])
 def test_tokens_start_at_the_hidden_state_of_the_emotions_word(pipe, emotion):
-    tokens = guide(pipe, emotion=emotion, max_inner_steps=0, num_inference_steps=1).emotion_tokens
+    settings = {"emotion_token_init": "emotion", "max_inner_steps": 0, "num_inference_steps": 1}
+    tokens = guide(pipe, emotion=emotion, **settings).emotion_tokens
 
     def word(label: str) -> torch.Tensor:
         """Of "an image of awe" the tiny tokenizer makes one token per letter, after the first special token."""
@@ -443,13 +444,13 @@ EMOTIONS = ["awe", None, {"fear": 2, "sadness": 1}]
     "settings",
     [
         {},
-        {"emotion_token_init": "random", "num_emotion_tokens": 2},
+        {"emotion_token_init": "emotion", "num_emotion_tokens": 2},
         {"guidance_scale": 1.0},
         {"guidance_rescale": 0.5, "negative_prompt": "snow"},
         {"eta": 1.0},
         {"semantic_threshold": "some"},
         {"loss_threshold": "some"},
-        {"max_token_norm": 0.9, "carry_emotion_tokens": False, "emotion_learning_rate": 0.1},
+        {"max_token_norm": 0.9, "carry_emotion_tokens": False, "emotion_token_init": "emotion"},
     ],
     ids=lambda settings: " ".join(settings) or "defaults",
 )

@@ -129,7 +129,8 @@ def test_closed_samples_of_a_batch_are_stock(pipe):
     generators = [generator(seed) for seed in range(3)]
     output = guide(pipe, prompt=prompts, emotion=["awe", None, "fear"], generator=generators)
     expected = stock(pipe, prompt=prompts, generator=[generator(seed) for seed in range(3)])
-    assert torch.equal(output.images[1], expected[1])
+    # Not to the bit: the network sees other rows beside it. The tolerance is that of batches against single calls.
+    torch.testing.assert_close(output.images[1], expected[1], rtol=0, atol=1e-4)
     for guided in (0, 2):
         assert (output.images[guided] - expected[guided]).abs().max() > 1e-3
     trace = output.trace[1]
