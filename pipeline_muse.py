@@ -711,7 +711,7 @@ class MusePipeline(StableDiffusionPipeline):
         """Raises a `ValueError` that says what is missing for guidance."""
         if emotion is None:
             if emotion_tokens is not None:
-                raise ValueError("`emotion_tokens` need an `emotion`.")
+                raise ValueError("`emotion_tokens` need an `emotion`; without one there is nothing to guide.")
             return
         if self.emotion_classifier is None:
             raise ValueError(
@@ -872,10 +872,7 @@ class MusePipeline(StableDiffusionPipeline):
             return None, *((height, width) if height and width else self._native_size())  # as upstream
         if timesteps is not None or sigmas is not None:
             raise ValueError("`timesteps` and `sigmas` cannot be given with `image`: an edit walks DDIM's own path.")
-        check_range(
-            "num_inference_steps", num_inference_steps, 1, self.scheduler.config.num_train_timesteps, integer=True
-        )
-        check_strength(strength, num_inference_steps)
+        self._check_path(strength, num_inference_steps)
         image = self._check_image(image, num_prompts)
         return image, *self._image_size(image, height, width)
 
@@ -904,6 +901,12 @@ class MusePipeline(StableDiffusionPipeline):
         if count not in (1, batch_size):
             raise ValueError(f"`image` holds {count} pictures for {batch_size} prompts; give one, or one for each.")
         return result
+
+    def _check_path(self, strength: float, num_inference_steps: int) -> None:
+        """Raises unless there is a path of that many steps, of which `strength` leaves some to walk."""
+        most = self.scheduler.config.num_train_timesteps
+        check_range("num_inference_steps", num_inference_steps, 1, most, integer=True)
+        check_strength(strength, num_inference_steps)
 
     def _image_size(
         self, images: list[PIL.Image.Image] | torch.Tensor, height: int | None, width: int | None
@@ -1289,10 +1292,7 @@ class MusePipeline(StableDiffusionPipeline):
         """
         if prompt is None and prompt_embeds is None:
             prompt = ""
-        check_range(
-            "num_inference_steps", num_inference_steps, 1, self.scheduler.config.num_train_timesteps, integer=True
-        )
-        check_strength(strength, num_inference_steps)
+        self._check_path(strength, num_inference_steps)
         batch_size = prompt_embeds.shape[0] if prompt is None else len(prompt) if isinstance(prompt, list) else 1
         images = self._check_image(image, batch_size)
         height, width = self._image_size(images, height, width)
@@ -1372,12 +1372,8 @@ class MusePipeline(StableDiffusionPipeline):
         if names:
             raise TypeError(f"{type(self).__name__} does not know the arguments {sorted(names)}.")
 
-    def _call_stock(
-        self, arguments: dict[str, Any], extra: dict[str, Any], emotion_tokens: torch.Tensor | None
-    ) -> MusePipelineOutput | tuple:
+    def _call_stock(self, arguments: dict[str, Any], extra: dict[str, Any]) -> MusePipelineOutput | tuple:
         """No emotion and no image: the parent's own call, bit for bit."""
-        if emotion_tokens is not None:
-            raise ValueError("`emotion_tokens` need an `emotion`; without one the pipeline is the stock pipeline.")
         self._check_unexpected(extra.keys() - {"callback", "callback_steps"})
         output = super().__call__(**arguments, **extra)
         if not arguments["return_dict"]:
@@ -1590,9 +1586,9 @@ class MusePipeline(StableDiffusionPipeline):
             guided_preview=guided_preview,
             carry_emotion_tokens=carry_emotion_tokens,
         )
-        if emotion is None and image is None:
-            return self._call_stock(stock_arguments, kwargs, emotion_tokens)
         self._check_emotion(emotion, emotion_tokens, settings)
+        if emotion is None and image is None:
+            return self._call_stock(stock_arguments, kwargs)
         prompt, targets = self._resolve_prompts(prompt, prompt_embeds, emotion)
         similar = [self._resolve_similar(similar_emotions, target) for target in targets]
         semantic_prompts = self._resolve_semantic_prompts(semantic_prompt, prompt, len(targets), settings)
