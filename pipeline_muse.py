@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -63,9 +63,30 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 logger = logging.get_logger(__name__)
 
-# Mikels' wheel, a cycle: each emotion stands beside the two that it is most easily mistaken for.
-MIKELS_WHEEL = ("amusement", "contentment", "awe", "excitement", "fear", "sadness", "disgust", "anger")
-POSITIVE_EMOTIONS = frozenset(MIKELS_WHEEL[:4])
+
+class EmotionPoint(NamedTuple):
+    """Where an emotion lies in the circumplex of affect, and the colour that plots give it."""
+
+    valence: float  # 1 (unhappy) to 9 (happy)
+    arousal: float  # 1 (calm) to 9 (excited)
+    color: str
+
+
+# Mikels' wheel, a cycle: each emotion stands beside the two that it is most easily mistaken for. Valence and arousal
+# are the mean ratings of these eight words ("V.Mean.Sum" and "A.Mean.Sum") in Warriner, Kuperman & Brysbaert (2013),
+# Norms of valence, arousal, and dominance for 13,915 English lemmas, https://doi.org/10.3758/s13428-012-0314-x. The
+# ratings as a whole are licensed CC BY-NC-ND 3.0.
+MIKELS_WHEEL = {
+    "amusement": EmotionPoint(7.00, 4.82, "#e0912f"),
+    "contentment": EmotionPoint(6.62, 4.60, "#4f9d69"),
+    "awe": EmotionPoint(6.85, 3.83, "#7a5bc7"),
+    "excitement": EmotionPoint(7.62, 6.21, "#e0559a"),
+    "fear": EmotionPoint(2.93, 6.14, "#34495e"),
+    "sadness": EmotionPoint(2.40, 2.81, "#3f7fbf"),
+    "disgust": EmotionPoint(3.32, 5.00, "#7d8b2c"),
+    "anger": EmotionPoint(2.50, 5.93, "#c8372d"),
+}
+POSITIVE_EMOTIONS = frozenset(label for label, point in MIKELS_WHEEL.items() if point.valence > 5)
 
 # Keeps gradients of a float16 network out of the range where they round to zero; they are divided by it again.
 FLOAT16_LOSS_SCALE = 1024.0
@@ -84,25 +105,49 @@ Emotion = str | Mapping[str, float] | None
 # --------------------------------------------------------------------------------------
 
 
+def wheel_distance(label: str, other: str, polarity_aware: bool = False) -> int:
+    """
+    How far apart two emotions are on Mikels' wheel.
+
+    Args:
+        label, other (`str`): Emotions of `MIKELS_WHEEL`.
+        polarity_aware (`bool`, defaults to `False`): Add 3 between emotions of opposite valence, so that they are
+            always further apart than emotions of the same. This is Eq. 1 of "To err like human: Affective
+            bias-inspired measures for visual emotion recognition evaluation" (NeurIPS 2024,
+            https://openreview.net/forum?id=nLSLbJgL7f) with its C = 4, less the 1 that stands in every distance there.
+
+    Returns:
+        `int`: Steps along the cycle, 0 to 4; polarity-aware 0 to 3 within a valence, 4 to 7 across.
+
+    Raises:
+        ValueError: For a label that is not on the wheel.
+    """
+    wheel = list(MIKELS_WHEEL)
+    for name in (label, other):
+        if name not in wheel:
+            raise ValueError(f"`label` {name!r} is not on Mikels' wheel, which holds {wheel}.")
+    steps = abs(wheel.index(label) - wheel.index(other))
+    across = (label in POSITIVE_EMOTIONS) != (other in POSITIVE_EMOTIONS)
+    return min(steps, len(wheel) - steps) + (3 if polarity_aware and across else 0)
+
+
 def wheel_neighbors(label: str, same_valence: bool = True) -> list[str]:
     """
     The emotions next to `label` on Mikels' wheel.
 
     Args:
         label (`str`): An emotion. One that is not on the wheel has no neighbours.
-        same_valence (`bool`, defaults to `True`): Keep only neighbours of the same valence, after the polarity-aware
-            distance of "To err like human" (NeurIPS 2024).
+        same_valence (`bool`, defaults to `True`): Keep only neighbours at a polarity-aware distance of 1, that is of
+            the same valence; see [`wheel_distance`].
 
     Returns:
         `list[str]`: Up to two labels.
     """
-    if label not in MIKELS_WHEEL:
+    wheel = list(MIKELS_WHEEL)
+    if label not in wheel:
         return []
-    place = MIKELS_WHEEL.index(label)
-    neighbors = [MIKELS_WHEEL[(place + step) % len(MIKELS_WHEEL)] for step in (-1, 1)]
-    if same_valence:
-        neighbors = [other for other in neighbors if (other in POSITIVE_EMOTIONS) == (label in POSITIVE_EMOTIONS)]
-    return neighbors
+    neighbors = [wheel[(wheel.index(label) + step) % len(wheel)] for step in (-1, 1)]
+    return [other for other in neighbors if wheel_distance(label, other, polarity_aware=same_valence) == 1]
 
 
 def normalize_emotion(emotion: Emotion, labels: Sequence[str]) -> dict[str, float]:

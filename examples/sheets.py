@@ -14,11 +14,18 @@
 """Contact sheets: pictures side by side, each with a title above and a remark below."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+
+# A clone works without being installed.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from pipeline_muse import MIKELS_WHEEL  # noqa: E402
 
 
 INK = "#22262e"
@@ -28,16 +35,7 @@ BAD = "#b4442f"
 PAPER = "#fbfaf7"
 
 # One colour per emotion, for titles and curves; other labels are drawn in ink.
-EMOTION_COLORS = {
-    "amusement": "#e0912f",
-    "awe": "#7a5bc7",
-    "contentment": "#4f9d69",
-    "excitement": "#e0559a",
-    "anger": "#c8372d",
-    "disgust": "#7d8b2c",
-    "fear": "#34495e",
-    "sadness": "#3f7fbf",
-}
+EMOTION_COLORS = {label: point.color for label, point in MIKELS_WHEEL.items()}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 import copy
 import inspect
+import itertools
 import math
+from functools import partial
 
 import diffusers
 import numpy as np
@@ -13,9 +15,11 @@ import torch
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from hypothesis import given
 from hypothesis import strategies as st
+from modeling_simemo import EMOSET_LABELS
 
 from pipeline_muse import (
     MIKELS_WHEEL,
+    POSITIVE_EMOTIONS,
     GuidanceSettings,
     PixelSpec,
     array_to_rgb,
@@ -31,6 +35,7 @@ from pipeline_muse import (
     select_rows,
     signal_level,
     to_rgb,
+    wheel_distance,
     wheel_neighbors,
 )
 
@@ -63,7 +68,56 @@ def test_labels_off_the_wheel_have_no_neighbors():
     assert wheel_neighbors("nostalgia") == wheel_neighbors("nostalgia", same_valence=False) == []
 
 
-@given(st.dictionaries(st.sampled_from(MIKELS_WHEEL), st.floats(0, 1e6), min_size=1))
+@pytest.mark.parametrize(
+    "label, other, steps, polarity_aware",
+    [
+        ("awe", "awe", 0, 0),
+        ("awe", "contentment", 1, 1),
+        ("amusement", "excitement", 3, 3),
+        ("anger", "amusement", 1, 4),
+        ("excitement", "fear", 1, 4),
+        ("awe", "anger", 3, 6),
+        ("contentment", "sadness", 4, 7),
+        ("fear", "anger", 3, 3),
+    ],
+)
+def test_distances_on_mikels_wheel(label, other, steps, polarity_aware):
+    assert wheel_distance(label, other) == wheel_distance(other, label) == steps
+    assert wheel_distance(label, other, polarity_aware=True) == polarity_aware
+    assert wheel_distance(other, label, polarity_aware=True) == polarity_aware
+
+
+@pytest.mark.parametrize("polarity_aware", [False, True])
+def test_wheel_distances_are_a_metric(polarity_aware):
+    distance = partial(wheel_distance, polarity_aware=polarity_aware)
+    for a, b, c in itertools.product(MIKELS_WHEEL, repeat=3):
+        assert (distance(a, b) == 0) == (a == b)
+        assert distance(a, b) == distance(b, a)
+        assert distance(a, c) <= distance(a, b) + distance(b, c)
+
+
+def test_opposite_valences_are_further_apart_than_like_ones():
+    like, opposite = set(), set()
+    for a, b in itertools.product(MIKELS_WHEEL, repeat=2):
+        (like if (a in POSITIVE_EMOTIONS) == (b in POSITIVE_EMOTIONS) else opposite).add(wheel_distance(a, b, True))
+    assert max(like) < min(opposite)
+
+
+def test_a_label_off_the_wheel_has_no_distance():
+    for pair in (("awe", "nostalgia"), ("nostalgia", "awe")):
+        with pytest.raises(ValueError, match="'nostalgia' is not on Mikels' wheel"):
+            wheel_distance(*pair)
+
+
+def test_the_wheel_holds_the_eight_emotions_with_places_and_colors_of_their_own():
+    assert set(MIKELS_WHEEL) == set(EMOSET_LABELS)
+    assert {"amusement", "contentment", "awe", "excitement"} == POSITIVE_EMOTIONS
+    assert all(1 <= rating <= 9 for point in MIKELS_WHEEL.values() for rating in (point.valence, point.arousal))
+    assert MIKELS_WHEEL["excitement"][:2] == (7.62, 6.21) and MIKELS_WHEEL["sadness"][:2] == (2.40, 2.81)
+    assert len({point.color for point in MIKELS_WHEEL.values()}) == 8
+
+
+@given(st.dictionaries(st.sampled_from(list(MIKELS_WHEEL)), st.floats(0, 1e6), min_size=1))
 def test_mixtures_become_weights_that_sum_to_one(mixture):
     if sum(mixture.values()) == 0:
         with pytest.raises(ValueError, match="`emotion` weights"):
