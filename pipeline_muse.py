@@ -40,17 +40,21 @@ from diffusers import (
     AutoencoderTiny,
     DDIMInverseScheduler,
     DDIMScheduler,
+    DiffusionPipeline,
+    ModelMixin,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import PipelineImageInput
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput, StableDiffusionSafetyChecker
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg, retrieve_timesteps
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
     CLIPImageProcessor,
     CLIPModel,
     CLIPTextModel,
@@ -95,6 +99,13 @@ FLOAT16_LOSS_SCALE = 1024.0
 START_JITTER = 0.1
 
 NUM_EMOTION_TOKENS = 4
+
+# What CLIP is asked where it has to do without an emotion classifier: the mean feature of these stands for an emotion.
+EMOTION_TEMPLATES = ("a picture that evokes {}", "a scene full of {}", "an image of {}", "this looks like {}")
+EMOTION_PROMPTS = {label: [template.format(label) for template in EMOTION_TEMPLATES] for label in MIKELS_WHEEL}
+
+PIXEL_SETTINGS = ("image_size", "image_mean", "image_std")  # what a classifier's config tells of its input
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MAX_WEIGHT = 1e6  # learning rates, weights and scales beyond it are mistakes
 
 Emotion = str | Mapping[str, float] | None
@@ -219,28 +230,30 @@ def muse_loss(
 
 @dataclass(frozen=True)
 class PixelSpec:
-    """What a vision model wants to see: a square of `size` pixels, normalised by `mean` and `std` per channel."""
+    """What a vision model wants to see: `size` (height, width) pixels, normalised by `mean` and `std` per channel."""
 
-    size: int
+    size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
     def from_classifier(cls, classifier: PreTrainedModel) -> "PixelSpec":
-        """Reads `image_size`, `image_mean` and `image_std` from the classifier's config."""
-        missing = [name for name in ("image_size", "image_mean", "image_std") if not hasattr(classifier.config, name)]
+        """Reads `image_size` (a side, or height and width), `image_mean` and `image_std` from the config."""
+        missing = [name for name in PIXEL_SETTINGS if not hasattr(classifier.config, name)]
         if missing:
             raise ValueError(
                 f"`emotion_classifier` {type(classifier).__name__} lacks {missing} in its config: load it with"
                 " `pipe.load_emotion_classifier(model, image_processor=...)`, which writes them there."
             )
         config = classifier.config
-        return cls(config.image_size, tuple(config.image_mean), tuple(config.image_std))
+        size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
+        return cls(tuple(size), tuple(config.image_mean), tuple(config.image_std))
 
     @classmethod
     def from_clip(cls, clip_model: CLIPModel) -> "PixelSpec":
         """OpenAI CLIP's normalisation at the size of the model's own vision tower."""
-        return cls(clip_model.config.vision_config.image_size, tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))
+        size = clip_model.config.vision_config.image_size
+        return cls((size, size), tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))
 
     def prepare(self, image: torch.Tensor) -> torch.Tensor:
         """
@@ -250,11 +263,11 @@ class PixelSpec:
             image (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Pixels in [-1, 1].
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, 3, size, size)`, float32.
+            `torch.Tensor` of shape `(batch_size, 3, *size)`, float32.
         """
         image = image.float() / 2 + 0.5
-        if image.shape[-2:] != (self.size, self.size):
-            image = F.interpolate(image, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False)
+        if image.shape[-2:] != self.size:
+            image = F.interpolate(image, self.size, mode="bicubic", antialias=True, align_corners=False)
         mean, std = (image.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (image - mean) / std
 
@@ -294,7 +307,7 @@ def predict_x0(
             them, that is after `scheduler.scale_model_input`, so that one formula serves every scheduler.
         noise_pred (`torch.Tensor`, same shape): The network's (guided) output.
         alpha_cumprod (`float` or scalar tensor): See [`signal_level`].
-        prediction_type (`str`): "epsilon", "v_prediction" or "sample".
+        prediction_type (`str`): One of `PREDICTION_TYPES`.
     """
     signal, noise = float(alpha_cumprod) ** 0.5, (1 - float(alpha_cumprod)) ** 0.5
     if prediction_type == "epsilon":
@@ -303,7 +316,22 @@ def predict_x0(
         return signal * model_input.float() - noise * noise_pred.float()
     if prediction_type == "sample":
         return noise_pred.float()
-    raise ValueError(f"`scheduler` predicts {prediction_type!r}; MUSE knows epsilon, v_prediction and sample.")
+    raise ValueError(f"`prediction_type` has to be one of {PREDICTION_TYPES}, but is {prediction_type!r}.")
+
+
+def check_preview(scheduler: Any, timesteps: torch.Tensor) -> None:
+    """Raises a `ValueError` that names the scheduler where [`predict_x0`] cannot be derived for its first timestep."""
+    signal = signal_level(scheduler, timesteps[0])
+    prediction_type = scheduler.config.get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"`scheduler` {type(scheduler).__name__} predicts {prediction_type!r}; MUSE knows {PREDICTION_TYPES}."
+        )
+    if prediction_type == "epsilon" and signal == 0:
+        raise ValueError(
+            f"`scheduler` {type(scheduler).__name__} starts from pure noise (zero terminal SNR), in which the"
+            " predicted noise says nothing about the image. It needs a checkpoint that predicts v_prediction."
+        )
 
 
 def guide_noise(
@@ -321,6 +349,25 @@ def guide_noise(
     return noise_pred
 
 
+def clip_features(
+    clip_model: CLIPModel, image: torch.Tensor, text_inputs: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    CLIP's features of images and texts, on the unit sphere, in float32; differentiable.
+
+    Args:
+        clip_model (`CLIPModel`): Its `forward` is called, so that offloading hooks see it.
+        image (`torch.Tensor` of shape `(num_images, 3, height, width)`): Pixels in [-1, 1].
+        text_inputs (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask`, shape `(num_texts, length)`.
+
+    Returns:
+        `tuple`: Tensors of shape `(num_images, projection_dim)` and `(num_texts, projection_dim)`.
+    """
+    pixels = PixelSpec.from_clip(clip_model).prepare(image).to(clip_model.dtype)
+    output = clip_model(pixel_values=pixels, **text_inputs)
+    return F.normalize(output.image_embeds.float(), dim=-1), F.normalize(output.text_embeds.float(), dim=-1)
+
+
 def clip_similarity(
     clip_model: CLIPModel, image: torch.Tensor, text_inputs: Mapping[str, torch.Tensor], scale: float | None = None
 ) -> torch.Tensor:
@@ -328,18 +375,15 @@ def clip_similarity(
     `scale * cos(image, text)` (Eq. 10) of each sample, in float32.
 
     Args:
-        clip_model (`CLIPModel`): The gate's model. Its `forward` is called, so that offloading hooks see it.
-        image (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Pixels in [-1, 1].
-        text_inputs (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask`, shape `(batch_size, length)`.
+        clip_model, image, text_inputs: See [`clip_features`]; as many texts as images.
         scale (`float`, *optional*): Defaults to CLIP's own logit scale, 100 in the released models.
 
     Returns:
         `torch.Tensor` of shape `(batch_size,)`.
     """
-    pixels = PixelSpec.from_clip(clip_model).prepare(image).to(clip_model.dtype)
-    output = clip_model(pixel_values=pixels, **text_inputs)
+    image_features, text_features = clip_features(clip_model, image, text_inputs)
     scale = clip_model.logit_scale.float().exp() if scale is None else scale
-    return scale * F.cosine_similarity(output.image_embeds.float(), output.text_embeds.float(), dim=-1)
+    return scale * (image_features * text_features).sum(dim=-1)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -355,20 +399,20 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def array_to_rgb(array: np.ndarray) -> PIL.Image.Image:
+def array_to_rgb(array: np.ndarray, name: str = "image") -> PIL.Image.Image:
     """An array of shape `(H, W)` or `(H, W, 1, 3 or 4)`, uint8, uint16 or floats in [0, 1], as a picture."""
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 2 and (array.ndim != 3 or array.shape[-1] not in (3, 4)) or array.size == 0:
-        raise ValueError(f"`image` arrays have to be of shape (H, W) or (H, W, 3 or 4), but are {array.shape}.")
+        raise ValueError(f"`{name}` arrays have to be of shape (H, W) or (H, W, 3 or 4), but are {array.shape}.")
     if np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise ValueError("`image` arrays of floats have to lie in [0, 1].")
+            raise ValueError(f"`{name}` arrays of floats have to lie in [0, 1].")
         array = (array * 255).round().astype(np.uint8)
     if array.dtype == np.uint16:
         array = (array / 257).round().astype(np.uint8)
     if array.dtype != np.uint8:
-        raise ValueError(f"`image` arrays have to hold uint8, uint16 or floats, but hold {array.dtype}.")
+        raise ValueError(f"`{name}` arrays have to hold uint8, uint16 or floats, but hold {array.dtype}.")
     return to_rgb(PIL.Image.fromarray(array))
 
 
@@ -425,6 +469,26 @@ def repeat_each(values: list, times: int) -> list:
     return [value for value in values for _ in range(times)]
 
 
+def chunks(values: list, size: int | None) -> list[list]:
+    """`values` in runs of at most `size`; in one run where `size` is `None`."""
+    size = size or max(1, len(values))
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+@contextmanager
+def checkpointed(*modules: ModelMixin) -> Iterator[None]:
+    """Models that recompute activations in the backward pass; every flag returns to what it was, whatever happens."""
+    parts = [part for module in modules for part in module.modules() if hasattr(part, "gradient_checkpointing")]
+    flags = [part.gradient_checkpointing for part in parts]
+    try:
+        for module in modules:
+            module.enable_gradient_checkpointing()
+        yield
+    finally:
+        for part, flag in zip(parts, flags):
+            part.gradient_checkpointing = flag
+
+
 @contextmanager
 def frozen(*modules: torch.nn.Module) -> Iterator[None]:
     """Modules in eval mode whose weights need no gradient; every flag returns to what it was, whatever happens."""
@@ -457,6 +521,30 @@ class Iterate:
     noise_pred: torch.Tensor  # (channels, h, w)
     tokens: torch.Tensor  # (n, D)
     index: int
+
+
+@dataclass
+class InnerLoop:
+    """The optimisation of one denoising step, by sample: the tokens as Adam moves them, and the best so far."""
+
+    tokens: dict[int, torch.Tensor]  # each (n, D), float32
+    adam: torch.optim.Adam
+    best: dict[int, Iterate] = field(default_factory=dict)
+
+
+@dataclass
+class SourceRegion:
+    """Where an edit may act, and what it has to put back elsewhere."""
+
+    mask: torch.Tensor  # (B, 1, h, w), 1 where the emotion acts, 0 where the source stays
+    path: list[torch.Tensor]  # latents (B, channels, h, w) of the inversion, from the source to noise
+
+    def restore(
+        self, latents: torch.Tensor, steps_left: int, samples: list[int] | slice = slice(None)
+    ) -> torch.Tensor:
+        """The latents of `samples` with the source's own, as the inversion met them, outside of the mask."""
+        mask, source = self.mask[samples], self.path[steps_left][samples]
+        return (mask * latents + (1 - mask) * source).to(latents.dtype)
 
 
 def select_rows(value: Any, null: list[int], cond: list[int], batch_size: int) -> Any:
@@ -504,8 +592,16 @@ class GuidanceSettings:
     max_token_norm: float | None
     guided_preview: bool
     carry_emotion_tokens: bool
+    emotion_strength: float
+    max_inner_batch: int | None
+    gradient_checkpointing: bool
 
     def __post_init__(self):
+        check_range("emotion_strength", self.emotion_strength, 0, 1)
+        if self.emotion_strength == 0:
+            raise ValueError("`emotion_strength` has to lie in (0, 1], but is 0; use `emotion=None` for no emotion.")
+        if self.max_inner_batch is not None:
+            check_range("max_inner_batch", self.max_inner_batch, 1, integer=True)
         check_range("semantic_threshold", self.semantic_threshold, 0)
         check_range("max_inner_steps", self.max_inner_steps, 0, integer=True)
         check_range("loss_threshold", self.loss_threshold, -math.inf)
@@ -516,7 +612,7 @@ class GuidanceSettings:
                 check_range(name, getattr(self, name), 0, MAX_WEIGHT)
         for name in ("emotion_learning_rate", "inherent_weight", "similar_weight"):
             check_range(name, getattr(self, name), 0, MAX_WEIGHT)
-        for name in ("guided_preview", "carry_emotion_tokens"):
+        for name in ("guided_preview", "carry_emotion_tokens", "gradient_checkpointing"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"`{name}` has to be True or False, but is {getattr(self, name)!r}.")
 
@@ -572,6 +668,7 @@ class GuidanceState:
     similar: torch.Tensor  # (B, C)
     inherent: torch.Tensor  # (B, C), zero until the gate opens
     traces: list[MuseTrace]
+    classify: Callable[[torch.Tensor], torch.Tensor]  # pixels (b, 3, H, W) in [-1, 1] -> logits (b, C), float32
     start_tokens: torch.Tensor | None = None  # (B, n, D), float32
     tokens: torch.Tensor | None = None  # (B, n, D), float32
     norm_limit: torch.Tensor | None = None  # (B,)
@@ -648,7 +745,7 @@ class MusePipeline(StableDiffusionPipeline):
         clip_model (`CLIPModel`): Opens the semantic gate; reads the prompt through the pipeline's own tokenizer.
             `None` is fine while `semantic_threshold` is 0 or infinite.
         emotion_classifier (`PreTrainedModel`): Pixels in, logits out, names in `config.id2label`; `image_size`,
-            `image_mean` and `image_std` in its config. `None` is fine while no `emotion` is given.
+            `image_mean` and `image_std` in its config. Where it is `None`, `clip_model` serves, zero-shot.
         preview_vae (`AutoencoderTiny`): Decodes previews and the guidance image in place of `vae`. May be `None`.
         semantic_threshold (`float`, defaults to 18.0): The gate's threshold for this checkpoint's CLIP, in units of
             `clip_model.logit_scale.exp() * cos`. 18 is the paper's, for OpenAI's ViT-L/14.
@@ -695,34 +792,68 @@ class MusePipeline(StableDiffusionPipeline):
         self.register_modules(clip_model=clip_model, emotion_classifier=emotion_classifier, preview_vae=preview_vae)
         self.register_to_config(semantic_threshold=semantic_threshold)
 
-    def load_emotion_classifier(self, classifier: PreTrainedModel, image_processor: Any = None) -> None:
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "MusePipeline":
+        """As upstream; the components that only MUSE has are `None` where neither `pipeline` nor `kwargs` has them."""
+        ours = ("clip_model", "emotion_classifier", "preview_vae")
+        return super().from_pipe(pipeline, **{name: None for name in ours if name not in pipeline.components} | kwargs)
+
+    def load_emotion_classifier(
+        self,
+        classifier: str | os.PathLike | PreTrainedModel,
+        image_processor: Any = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
         """
         Makes `classifier` the one that guides, and the one that `save_pretrained` saves.
 
         Args:
-            classifier (`PreTrainedModel`): Any image classifier of transformers, or [`SimEmoForImageClassification`].
+            classifier (`str`, `os.PathLike` or `PreTrainedModel`): Any image classifier of transformers, or a
+                [`SimEmoForImageClassification`]: the model, or its id on the Hub or its folder, from which it is
+                loaded in the pipeline's dtype. It is moved to the pipeline's device.
             image_processor (*optional*): The classifier's own image processor; its size, mean and std are written
-                into the classifier's config, where the pipeline reads them. Not needed if they stand there already.
+                into the classifier's config, where the pipeline reads them. Not needed if they stand there already;
+                for an id or a folder it is found there too.
+            revision (`str`, *optional*): The branch, tag or commit of an id on the Hub.
+            trust_remote_code (`bool`, defaults to `False`): Whether code of an id or a folder, as SimEmo's, may run.
 
         Raises:
-            TypeError: If `classifier` is not a `PreTrainedModel`.
-            ValueError: If size, mean or std are known from nowhere.
+            TypeError: If `classifier` is none of these.
+            ValueError: If size, mean or std are known from nowhere, or `revision` or `trust_remote_code` come with a
+                model that is loaded already.
         """
-        if not isinstance(classifier, PreTrainedModel):
-            raise TypeError(f"`classifier` has to be a transformers PreTrainedModel, but is {type(classifier)}.")
+        if isinstance(classifier, (str, os.PathLike)):
+            source = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+            model = AutoModelForImageClassification.from_pretrained(classifier, dtype=self.dtype, **source).eval()
+            if image_processor is None and not all(hasattr(model.config, name) for name in PIXEL_SETTINGS):
+                image_processor = AutoImageProcessor.from_pretrained(classifier, **source)
+        elif not isinstance(classifier, PreTrainedModel):
+            raise TypeError(
+                "`classifier` has to be a transformers PreTrainedModel, an id on the Hub or a folder, but is"
+                f" {type(classifier)}."
+            )
+        elif revision is not None or trust_remote_code:
+            raise ValueError("`revision` and `trust_remote_code` are for an id or a folder, not for a loaded model.")
+        else:
+            model = classifier
         if image_processor is not None:
             size = getattr(image_processor, "crop_size", None) or image_processor.size
-            classifier.config.image_size = size.get("height") or size["shortest_edge"]
-            classifier.config.image_mean = list(image_processor.image_mean)
-            classifier.config.image_std = list(image_processor.image_std)
-        PixelSpec.from_classifier(classifier)
-        self.register_modules(emotion_classifier=classifier)
+            height, width = (size.get(side) or size["shortest_edge"] for side in ("height", "width"))
+            model.config.image_size = height if height == width else [height, width]
+            model.config.image_mean = list(image_processor.image_mean)
+            model.config.image_std = list(image_processor.image_std)
+        PixelSpec.from_classifier(model)
+        self.register_modules(emotion_classifier=model.to(self._execution_device))
 
     @property
     def emotion_labels(self) -> list[str]:
-        """The labels that `emotion` may name, in the classifier's order; empty without a classifier."""
+        """
+        The labels that `emotion` may name: the classifier's, in its order; without one those that `clip_model` is
+        asked for (`EMOTION_PROMPTS`); empty without either.
+        """
         if self.emotion_classifier is None:
-            return []
+            return [] if self.clip_model is None else list(EMOTION_PROMPTS)
         id2label = self.emotion_classifier.config.id2label
         return [id2label[index] for index in sorted(id2label)]
 
@@ -751,19 +882,26 @@ class MusePipeline(StableDiffusionPipeline):
     # ---- checks --------------------------------------------------------------------------------------------------
 
     def _check_emotion(
-        self, emotion: Emotion | list[Emotion], emotion_tokens: torch.Tensor | None, settings: GuidanceSettings
+        self,
+        emotion: Emotion | list[Emotion],
+        emotion_tokens: torch.Tensor | None,
+        emotion_prompts: Mapping[str, str | list[str]] | None,
+        settings: GuidanceSettings,
     ) -> None:
         """Raises a `ValueError` that says what is missing for guidance."""
         if emotion is None:
-            if emotion_tokens is not None:
-                raise ValueError("`emotion_tokens` need an `emotion`; without one there is nothing to guide.")
+            for name, value in {"emotion_tokens": emotion_tokens, "emotion_prompts": emotion_prompts}.items():
+                if value is not None:
+                    raise ValueError(f"`{name}` need an `emotion`; without one there is nothing to guide.")
             return
-        if self.emotion_classifier is None:
+        is_zero_shot = emotion_prompts is not None or self.emotion_classifier is None
+        if is_zero_shot and self.clip_model is None:
             raise ValueError(
-                "`emotion` needs an `emotion_classifier`: pass one to `from_pretrained(..., emotion_classifier=model)`"
-                " or call `pipe.load_emotion_classifier(model)`."
+                "`emotion` needs an `emotion_classifier`, or at least a `clip_model` to classify zero-shot: call"
+                " `pipe.load_emotion_classifier(model_or_id)`, or pass `clip_model=` to `from_pretrained`."
             )
-        PixelSpec.from_classifier(self.emotion_classifier)
+        if not is_zero_shot:
+            PixelSpec.from_classifier(self.emotion_classifier)
         if self.clip_model is None and 0 < settings.semantic_threshold < math.inf:
             raise ValueError(
                 f"`semantic_threshold` {settings.semantic_threshold} needs a `clip_model` to measure the similarity"
@@ -775,15 +913,35 @@ class MusePipeline(StableDiffusionPipeline):
                 "`emotion` needs gradients, which `torch.inference_mode()` forbids. Call the pipeline outside of it,"
                 " or under `torch.no_grad()`."
             )
-        chain = (self.unet, self.vae if self.preview_vae is None else self.preview_vae, self.emotion_classifier)
+        chain = (self.unet, self._preview_decoder, self.clip_model if is_zero_shot else self.emotion_classifier)
         if any(weight.is_inference() for module in chain for weight in module.parameters()):
             raise ValueError("`emotion` needs weights that were not loaded inside `torch.inference_mode()`.")
+
+    def _resolve_emotion_prompts(
+        self, emotion_prompts: Mapping[str, str | Sequence[str]] | None
+    ) -> dict[str, list[str]] | None:
+        """The texts that stand for each emotion where CLIP classifies zero-shot; `None` where a classifier does."""
+        if emotion_prompts is None:
+            return EMOTION_PROMPTS if self.emotion_classifier is None else None
+        if not isinstance(emotion_prompts, Mapping):
+            raise TypeError(f"`emotion_prompts` has to map labels to prompts, but is {emotion_prompts!r}.")
+        if len(emotion_prompts) < 2:
+            raise ValueError(f"`emotion_prompts` needs two labels to tell apart, but has {list(emotion_prompts)}.")
+        table = {name: [texts] if isinstance(texts, str) else texts for name, texts in emotion_prompts.items()}
+        for label, texts in table.items():
+            is_list = isinstance(texts, (list, tuple)) and len(texts) > 0
+            if not (isinstance(label, str) and is_list and all(isinstance(text, str) for text in texts)):
+                raise TypeError(
+                    f"`emotion_prompts` has to give {label!r} a prompt or a list of them, but has {texts!r}."
+                )
+        return {label: list(texts) for label, texts in table.items()}
 
     def _resolve_prompts(
         self,
         prompt: str | list[str] | None,
         prompt_embeds: torch.Tensor | None,
         emotion: Emotion | list[Emotion],
+        labels: list[str],
     ) -> tuple[str | list[str] | None, list[dict[str, float]]]:
         """
         One target per prompt, and prompts where there are only emotions: "an image of {emotion}".
@@ -794,7 +952,7 @@ class MusePipeline(StableDiffusionPipeline):
         entries: list[Any] | None = list(emotion) if isinstance(emotion, (list, tuple)) else None
         if entries == []:
             raise ValueError("`emotion` is an empty list; give one entry per prompt.")
-        targets = [normalize_emotion(entry, self.emotion_labels) for entry in (entries or [emotion])]
+        targets = [normalize_emotion(entry, labels) for entry in (entries or [emotion])]
         if prompt is None and prompt_embeds is None:
             if not all(targets):
                 raise ValueError("`prompt` has to be given where `emotion` is None.")
@@ -812,14 +970,17 @@ class MusePipeline(StableDiffusionPipeline):
             raise ValueError(f"`emotion` has {len(entries)} entries for {batch_size} prompts; give one for each.")
         return prompt, targets
 
+    @staticmethod
     def _resolve_similar(
-        self, similar_emotions: str | Sequence[str] | Mapping[str, Sequence[str]] | None, target: dict[str, float]
+        similar_emotions: str | Sequence[str] | Mapping[str, Sequence[str]] | None,
+        target: dict[str, float],
+        labels: list[str],
     ) -> dict[str, float]:
         """The labels to keep away from as weights that sum to one (or none), without those of the target itself."""
         if similar_emotions is None or similar_emotions == "both":
             same_valence = similar_emotions is None
             names = [other for label in target for other in wheel_neighbors(label, same_valence)]
-            names = [name for name in names if name in self.emotion_labels]
+            names = [name for name in names if name in labels]
         elif isinstance(similar_emotions, Mapping):
             names = [other for label in target for other in similar_emotions.get(label, ())]
         elif isinstance(similar_emotions, (list, tuple)):
@@ -829,9 +990,9 @@ class MusePipeline(StableDiffusionPipeline):
                 "`similar_emotions` has to be None, 'both', a list of labels or a mapping from labels to lists of"
                 f" labels, but is {similar_emotions!r}."
             )
-        unknown = [name for name in names if name not in self.emotion_labels]
+        unknown = [name for name in names if name not in labels]
         if unknown:
-            raise ValueError(f"`similar_emotions` {unknown} are not among {sorted(self.emotion_labels)}.")
+            raise ValueError(f"`similar_emotions` {unknown} are not among {sorted(labels)}.")
         names = sorted(set(names) - set(target))
         return dict.fromkeys(names, 1 / len(names)) if names else {}
 
@@ -921,30 +1082,34 @@ class MusePipeline(StableDiffusionPipeline):
         image = self._check_image(image, num_prompts)
         return image, *self._image_size(image, height, width)
 
-    def _check_image(self, image: PipelineImageInput, batch_size: int) -> list[PIL.Image.Image] | torch.Tensor:
-        """The source as upright RGB pictures (one, or `batch_size`), or as a tensor of shape `(n, 3, H, W)`."""
+    def _check_image(
+        self, image: PipelineImageInput, batch_size: int, name: str = "image", channels: int = 3
+    ) -> list[PIL.Image.Image] | torch.Tensor:
+        """Sources, or masks, as upright RGB pictures (one, or `batch_size`), or as a tensor `(n, channels, H, W)`."""
         if isinstance(image, np.ndarray):
             image = list(image) if image.ndim == 4 else image
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         if not images or not all(isinstance(one, (PIL.Image.Image, np.ndarray, torch.Tensor)) for one in images):
             kinds = sorted({type(one).__name__ for one in images}) or "an empty list"
-            raise TypeError(f"`image` has to be a PIL image, an array, a tensor or a list of them, but is {kinds}.")
+            raise TypeError(f"`{name}` has to be a PIL image, an array, a tensor or a list of them, but is {kinds}.")
         if len({one.shape if isinstance(one, torch.Tensor) else None for one in images}) > 1:
-            raise ValueError("`image` has to hold tensors of one shape, or no tensors.")
+            raise ValueError(f"`{name}` has to hold tensors of one shape, or no tensors.")
         if isinstance(images[0], torch.Tensor):
             batch = torch.cat(images) if images[0].ndim == 4 else torch.stack(images)
-            if batch.ndim != 4 or batch.shape[1] != 3 or batch.numel() == 0:
-                raise ValueError(f"`image` tensors have to be of shape (3, H, W), but are {tuple(batch.shape[1:])}.")
+            if batch.ndim != 4 or batch.shape[1] != channels or batch.numel() == 0:
+                raise ValueError(
+                    f"`{name}` tensors have to be of shape ({channels}, H, W), but are {tuple(batch.shape[1:])}."
+                )
             if not (batch.is_floating_point() and batch.min() >= 0 and batch.max() <= 1):
-                raise ValueError("`image` tensors have to hold floats in [0, 1].")
+                raise ValueError(f"`{name}` tensors have to hold floats in [0, 1].")
             count, result = batch.shape[0], batch
         else:
             if any(isinstance(one, PIL.Image.Image) and 0 in one.size for one in images):
-                raise ValueError("`image` has no pixels.")
-            result = [to_rgb(one) if isinstance(one, PIL.Image.Image) else array_to_rgb(one) for one in images]
+                raise ValueError(f"`{name}` has no pixels.")
+            result = [to_rgb(one) if isinstance(one, PIL.Image.Image) else array_to_rgb(one, name) for one in images]
             count = len(result)
         if count not in (1, batch_size):
-            raise ValueError(f"`image` holds {count} pictures for {batch_size} prompts; give one, or one for each.")
+            raise ValueError(f"`{name}` holds {count} pictures for {batch_size} prompts; give one, or one for each.")
         return result
 
     def _check_path(self, strength: float, num_inference_steps: int) -> None:
@@ -982,9 +1147,22 @@ class MusePipeline(StableDiffusionPipeline):
         latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
         return latents.repeat_interleave(batch_size // latents.shape[0], dim=0)
 
+    def _encode_mask(
+        self, mask: list[PIL.Image.Image] | torch.Tensor, height: int, width: int, latents: torch.Tensor
+    ) -> torch.Tensor:
+        """The mask at the size of `latents`, shape `(batch_size, 1, h, w)`, in [0, 1]; soft where it cuts a cell."""
+        processor = VaeImageProcessor(self.vae_scale_factor, do_normalize=False, do_convert_grayscale=True)
+        pixels = processor.preprocess(mask, height=height, width=width).to(latents)  # (n, 1, H, W)
+        cells = F.interpolate(pixels, latents.shape[-2:], mode="area")
+        return cells.repeat_interleave(latents.shape[0] // cells.shape[0], dim=0)
+
+    @property
+    def _preview_decoder(self) -> AutoencoderKL | AutoencoderTiny:
+        return self.vae if self.preview_vae is None else self.preview_vae
+
     def _decode_preview(self, latents: torch.Tensor) -> torch.Tensor:
         """Pixels in about [-1, 1], through `preview_vae` if there is one; differentiable."""
-        vae = self.vae if self.preview_vae is None else self.preview_vae
+        vae = self._preview_decoder
         return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
 
     def _decode_output(self, latents: torch.Tensor, generator: Any, output_type: str, dtype: torch.dtype) -> tuple:
@@ -1081,7 +1259,7 @@ class MusePipeline(StableDiffusionPipeline):
             tokens = prompt_embeds.std(dim=(1, 2), keepdim=True) * noise
         if emotion_tokens is None and emotion_token_init == "emotion":
             words = {label: self._emotion_word_state(label) for trace in state.traces for label in trace.emotion}
-            words = torch.stack([words.get(label, tokens.new_zeros(shape[-1])) for label in self.emotion_labels])
+            words = torch.stack([words.get(label, tokens.new_zeros(shape[-1])) for label in state.traces[0].labels])
             tokens = (state.target @ words)[:, None] + START_JITTER * tokens
         state.start_tokens = tokens.contiguous()
         state.tokens = state.start_tokens.clone()
@@ -1093,13 +1271,17 @@ class MusePipeline(StableDiffusionPipeline):
         model_input: torch.Tensor,
         timestep: torch.Tensor,
         scheduler: Any,
+        region: SourceRegion | None,
         samples: list[int],
         noise_pred: torch.Tensor,
     ) -> torch.Tensor:
         """The decoded one-step x0 of `samples`, whose noise `noise_pred` is; pixels in about [-1, 1]."""
         alpha_cumprod = signal_level(scheduler, timestep)
         prediction_type = scheduler.config.get("prediction_type", "epsilon")
-        return self._decode_preview(predict_x0(model_input[samples], noise_pred, alpha_cumprod, prediction_type))
+        latents = predict_x0(model_input[samples], noise_pred, alpha_cumprod, prediction_type)
+        if region is not None:
+            latents = region.restore(latents, 0, samples)
+        return self._decode_preview(latents)
 
     # ---- one denoising step --------------------------------------------------------------------------------------
 
@@ -1128,33 +1310,54 @@ class MusePipeline(StableDiffusionPipeline):
         )[0]
 
     def _predict_stock(
-        self, predict: Callable[..., torch.Tensor], conditioning: Conditioning, closed: list[int], source: bool
+        self,
+        predict: Callable[..., torch.Tensor],
+        conditioning: Conditioning,
+        alone: list[int],
+        source: bool,
+        model_input: torch.Tensor,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """
-        The noise of every sample without tokens (the paper's "void placeholder"), in one call of the network.
+        The noise of the samples `alone` without tokens (the paper's "void placeholder"), in at most one network call.
 
         Returns:
-            `tuple`: What guidance leads away from (`None` without guidance), and the noise of the closed samples;
-            rows of open ones are placeholders.
+            `tuple`: What guidance leads away from (`None` without guidance), and the noise of the samples `alone`;
+            the rows of others are placeholders.
         """
         everyone = list(range(conditioning.batch_size))
-        if source:
+        if source and self.do_classifier_free_guidance:
             noise = predict([], everyone)
-            return (noise if self.guidance_scale > 1 else None), noise.clone()
-        if not (conditioning.has_null and self.do_classifier_free_guidance):
-            return None, predict([], everyone)
-        noise_reference, noise_cond = predict(everyone, closed).split([len(everyone), len(closed)])
-        noise_pred = noise_reference.clone()
-        if closed:
-            noise_pred[closed] = guide_noise(
-                noise_reference[closed], noise_cond, self.guidance_scale, self.guidance_rescale
-            )
+            return noise, noise.clone()
+        null = everyone if conditioning.has_null and self.do_classifier_free_guidance else []
+        if not null + alone:
+            return None, torch.zeros_like(model_input)
+        noise_null, noise_cond = predict(null, alone).split([len(null), len(alone)])
+        noise_reference = noise_null if null else None
+        noise_pred = noise_null.clone() if null else torch.zeros_like(model_input, dtype=noise_cond.dtype)
+        if alone:
+            reference = noise_null[alone] if null else None
+            noise_pred[alone] = guide_noise(reference, noise_cond, self.guidance_scale, self.guidance_rescale)
         return noise_reference, noise_pred
 
     def _classify(self, image: torch.Tensor) -> torch.Tensor:
         """Logits, shape `(n, num_labels)`, float32, of pixels in [-1, 1]; differentiable."""
         pixels = PixelSpec.from_classifier(self.emotion_classifier).prepare(image)
         return self.emotion_classifier(pixel_values=pixels.to(self.emotion_classifier.dtype)).logits.float()
+
+    def _zero_shot_classifier(
+        self, emotion_prompts: Mapping[str, list[str]]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """
+        `_classify` by CLIP alone: logits are the scaled cosines of the image with the mean feature of each emotion's
+        prompts, taken on the unit sphere.
+        """
+        blank = torch.zeros(1, 3, 8, 8, device=self._execution_device)  # CLIP's forward wants an image and a text
+        text_inputs = [self._tokenize_gate(prompts) for prompts in emotion_prompts.values()]
+        features = [clip_features(self.clip_model, blank, inputs)[1].mean(dim=0) for inputs in text_inputs]
+        emotion_features = F.normalize(torch.stack(features), dim=-1)  # (C, projection_dim)
+        text = {name: value[:1] for name, value in text_inputs[0].items()}
+        scale = self.clip_model.logit_scale.float().exp()
+        return lambda image: scale * clip_features(self.clip_model, image, text)[0] @ emotion_features.T
 
     def _open_gates(
         self,
@@ -1179,7 +1382,7 @@ class MusePipeline(StableDiffusionPipeline):
         for b, image, passed in zip(waiting, images, passes):
             if passed:
                 before = state.previous_preview.pop(b, image)
-                state.open_gate(b, step, self._classify(before[None])[0])
+                state.open_gate(b, step, state.classify(before[None])[0])
             else:
                 state.previous_preview[b] = image
 
@@ -1206,55 +1409,71 @@ class MusePipeline(StableDiffusionPipeline):
         inner_steps = settings.max_inner_steps if learning_rate > 0 else 0
         start = state.tokens if settings.carry_emotion_tokens else state.start_tokens
         tokens = {b: state.bounded(b, start[b]).clone().requires_grad_() for b in state.opened}
-        adam = torch.optim.Adam(tokens.values(), lr=learning_rate)
-        best: dict[int, Iterate] = {}
+        loop = InnerLoop(tokens, torch.optim.Adam(tokens.values(), lr=learning_rate))
         active = state.opened
         for b in active:
             state.traces[b].loss.append([])
             state.traces[b].probabilities.append([])
 
-        for k in range(inner_steps + 1):
-            if not active:  # every gradient was broken
-                break
-            with torch.set_grad_enabled(k < inner_steps):
-                noise_cond = predict([], active, torch.stack([tokens[b] for b in active]))
-                reference = None if noise_reference is None else noise_reference[active]
-                noise_pred = guide_noise(reference, noise_cond, self.guidance_scale, self.guidance_rescale)
-                logits = self._classify(preview(active, noise_pred if settings.guided_preview else noise_cond))
-                loss = muse_loss(
-                    logits,
-                    state.target[active],
-                    state.inherent[active],
-                    state.similar[active],
-                    settings.inherent_weight,
-                    settings.similar_weight,
-                )
-            going = self._record_iterates(state, active, loss, logits, noise_pred, tokens, best, settings)
-            if k == inner_steps or not going:
-                break
-            active = self._descend(state, adam, tokens, loss, [b in going for b in active], going)
+        recomputed = (self.unet, self._preview_decoder) if settings.gradient_checkpointing else ()
+        with checkpointed(*recomputed):
+            for k in range(inner_steps + 1):
+                parts = chunks(active, settings.max_inner_batch)
+                evaluate = partial(self._inner_step, state, loop, predict, preview, noise_reference, settings)
+                active = [b for part in parts for b in evaluate(part, descend=k < inner_steps)]
 
         state.tokens = state.tokens.clone()  # callbacks may have kept the old ones
-        for b, iterate in best.items():
+        for b, iterate in loop.best.items():
             state.tokens[b] = iterate.tokens
             state.traces[b].kept.append(iterate.index)
-        return torch.stack([best[b].noise_pred for b in state.opened])
+        return torch.stack([loop.best[b].noise_pred for b in state.opened])
+
+    def _inner_step(
+        self,
+        state: GuidanceState,
+        loop: InnerLoop,
+        predict: Callable[..., torch.Tensor],
+        preview: Callable[[list[int], torch.Tensor], torch.Tensor],
+        noise_reference: torch.Tensor | None,
+        settings: GuidanceSettings,
+        active: list[int],
+        descend: bool,
+    ) -> list[int]:
+        """Evaluates the tokens of the samples `active` and, if told to, moves them; returns those that moved."""
+        with torch.set_grad_enabled(descend):
+            noise_cond = predict([], active, torch.stack([loop.tokens[b] for b in active]))
+            reference = None if noise_reference is None else noise_reference[active]
+            noise_pred = guide_noise(reference, noise_cond, self.guidance_scale, self.guidance_rescale)
+            logits = state.classify(preview(active, noise_pred if settings.guided_preview else noise_cond))
+            loss = muse_loss(
+                logits,
+                state.target[active],
+                state.inherent[active],
+                state.similar[active],
+                settings.inherent_weight,
+                settings.similar_weight,
+            )
+        going = self._record_iterates(state, loop, active, loss, logits, noise_pred, settings)
+        if not (going and descend):
+            return []
+        return self._descend(state, loop, loss, [b in going for b in active], going)
 
     def _record_iterates(
         self,
         state: GuidanceState,
+        loop: InnerLoop,
         active: list[int],
         loss: torch.Tensor,
         logits: torch.Tensor,
         noise_pred: torch.Tensor,
-        tokens: dict[int, torch.Tensor],
-        best: dict[int, Iterate],
         settings: GuidanceSettings,
     ) -> list[int]:
         """Writes one evaluation into the traces, keeps the best iterates, and returns who goes on."""
         going = []
-        probabilities = logits.detach().softmax(dim=-1)
-        reached = (probabilities * (state.target[active] > 0)).sum(dim=-1).tolist()
+        target, probabilities = state.target[active], logits.detach().softmax(dim=-1)
+        # A mixture has reached its goal where each of its labels has, and its loss is never below its entropy
+        reached = (probabilities / target).where(target > 0, math.inf).amin(dim=-1).tolist()
+        excess = (loss.detach() - torch.special.entr(target).sum(dim=-1)).tolist()
         for row, (b, value) in enumerate(zip(active, loss.detach().tolist())):
             trace = state.traces[b]
             trace.loss[-1].append(value)
@@ -1262,41 +1481,35 @@ class MusePipeline(StableDiffusionPipeline):
             finite = math.isfinite(value)
             if not finite:
                 logger.warning(f"Sample {b}: the loss is {value}; the tokens stay at their last finite value.")
-            if b not in best or (finite and value < best[b].loss):
+            if b not in loop.best or (finite and value < loop.best[b].loss):
                 index = len(trace.loss[-1]) - 1
-                best[b] = Iterate(
-                    value if finite else math.inf, noise_pred[row].detach(), tokens[b].detach().clone(), index
+                loop.best[b] = Iterate(
+                    value if finite else math.inf, noise_pred[row].detach(), loop.tokens[b].detach().clone(), index
                 )
-            done = value < settings.loss_threshold
+            done = excess[row] < settings.loss_threshold
             done = done or (settings.stop_probability is not None and reached[row] >= settings.stop_probability)
             if finite and not done:
                 going.append(b)
         return going
 
     def _descend(
-        self,
-        state: GuidanceState,
-        adam: torch.optim.Adam,
-        tokens: dict[int, torch.Tensor],
-        loss: torch.Tensor,
-        rows: list[bool],
-        going: list[int],
+        self, state: GuidanceState, loop: InnerLoop, loss: torch.Tensor, rows: list[bool], going: list[int]
     ) -> list[int]:
         """One Adam step on the tokens of the samples `going`, the `rows` of `loss`; returns those that moved."""
         scale = FLOAT16_LOSS_SCALE if self.unet.dtype == torch.float16 else 1.0
         # Weighting by `rows` and not averaging is the sum over them
-        gradients = torch.autograd.grad(loss, [tokens[b] for b in going], loss.new_tensor(rows) * scale)
-        adam.zero_grad(set_to_none=True)
+        gradients = torch.autograd.grad(loss, [loop.tokens[b] for b in going], loss.new_tensor(rows) * scale)
+        loop.adam.zero_grad(set_to_none=True)
         moved = []
         for b, gradient in zip(going, gradients):
             if torch.isfinite(gradient).all():
-                tokens[b].grad = gradient / scale
+                loop.tokens[b].grad = gradient / scale
                 moved.append(b)
             else:
                 logger.warning(f"Sample {b}: the gradient is not finite; the tokens stay at their last finite value.")
-        adam.step()
+        loop.adam.step()
         for b in moved:
-            tokens[b].data = state.bounded(b, tokens[b].data)
+            loop.tokens[b].data = state.bounded(b, loop.tokens[b].data)
         return moved
 
     # ---- editing -------------------------------------------------------------------------------------------------
@@ -1346,25 +1559,25 @@ class MusePipeline(StableDiffusionPipeline):
         self._cross_attention_kwargs = cross_attention_kwargs
         conditioning = self._encode_conditioning(prompt, None, prompt_embeds, None, 1, with_null=False)
         latents = self._encode_image(images, height, width, batch_size)
-        latents = self._invert_latents(latents, conditioning, num_inference_steps, strength)
+        path = self._invert_latents(latents, conditioning, num_inference_steps, strength)
         self.maybe_free_model_hooks()
-        return latents
+        return path[-1]
 
     def _invert_latents(
         self, latents: torch.Tensor, conditioning: Conditioning, num_inference_steps: int, strength: float
-    ) -> torch.Tensor:
-        """Walks the first `strength` of the DDIM path from the image towards noise."""
+    ) -> list[torch.Tensor]:
+        """The latents on the first `strength` of the DDIM path from the image towards noise, both ends included."""
         inverse = DDIMInverseScheduler.from_config(self._editing_scheduler().config)
         inverse.set_timesteps(num_inference_steps, device=latents.device)
         timesteps = inverse.timesteps[: steps_of_strength(strength, num_inference_steps)]
         everyone = list(range(conditioning.batch_size))
-        latents = latents.to(conditioning.prompt_embeds.dtype)
+        path = [latents.to(conditioning.prompt_embeds.dtype)]
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for t in timesteps:
-                noise_pred = self._predict_noise(latents, t, conditioning, [], everyone)
-                latents = inverse.step(noise_pred, t, latents, return_dict=False)[0]
+                noise_pred = self._predict_noise(path[-1], t, conditioning, [], everyone)
+                path.append(inverse.step(noise_pred, t, path[-1], return_dict=False)[0])
                 progress_bar.update()
-        return latents
+        return path
 
     def _editing_scheduler(self) -> DDIMScheduler:
         """Deterministic DDIM on this checkpoint's noise schedule: the path that can be walked both ways."""
@@ -1455,18 +1668,21 @@ class MusePipeline(StableDiffusionPipeline):
         self,
         targets: list[dict[str, float]],
         similar: list[dict[str, float]],
+        labels: list[str],
+        emotion_prompts: Mapping[str, list[str]] | None,
         semantic_prompts: list[str] | None,
         num_images_per_prompt: int,
     ) -> GuidanceState:
         """What is known before denoising, one row per image, on the pipeline's device."""
-        repeat = partial(repeat_each, times=num_images_per_prompt)
-        labels, device = self.emotion_labels, self._execution_device
+        repeat, device = partial(repeat_each, times=num_images_per_prompt), self._execution_device
+        is_zero_shot = emotion_prompts is not None and any(targets)
         weights = label_weights(repeat(targets), labels).to(device)
         return GuidanceState(
             target=weights,
             similar=label_weights(repeat(similar), labels).to(device),
             inherent=torch.zeros_like(weights),
             traces=[MuseTrace(labels, target) for target in repeat(targets)],
+            classify=self._zero_shot_classifier(emotion_prompts) if is_zero_shot else self._classify,
             text_inputs=self._tokenize_gate(repeat(semantic_prompts)) if semantic_prompts else None,
         )
 
@@ -1524,7 +1740,10 @@ class MusePipeline(StableDiffusionPipeline):
         callback_on_step_end: Callable[[int, int], None] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (upstream's signature)
         emotion: Emotion | list[Emotion] = None,
+        emotion_strength: float = 1.0,
+        emotion_prompts: Mapping[str, str | list[str]] | None = None,
         image: PipelineImageInput | None = None,
+        mask_image: PipelineImageInput | None = None,
         strength: float = 1.0,
         guidance_reference: str = "null",
         num_emotion_tokens: int | None = None,
@@ -1543,6 +1762,8 @@ class MusePipeline(StableDiffusionPipeline):
         max_token_norm: float | None = None,
         guided_preview: bool = True,
         carry_emotion_tokens: bool = True,
+        max_inner_batch: int | None = None,
+        gradient_checkpointing: bool = False,
         **kwargs: Any,
     ) -> MusePipelineOutput | tuple:
         r"""
@@ -1558,11 +1779,22 @@ class MusePipeline(StableDiffusionPipeline):
             emotion (`str`, `dict[str, float]` or a list of these and `None`, *optional*): What the image should
                 evoke: a label of the classifier (`pipe.emotion_labels`), or a mixture as label -> weight (>= 0,
                 normalised to sum to one). A list has one entry per prompt; an entry `None` leaves its image stock.
+            emotion_strength (`float`, defaults to 1.0): In (0, 1]: how far each step goes from the noise of the prompt
+                alone to that of the prompt with S, `eps = eps(P) + emotion_strength (eps(P, S) - eps(P))`. Towards 0
+                the image becomes the one without an emotion.
+            emotion_prompts (`dict[str, str or list[str]]`, *optional*): Labels of your own, each with the texts that
+                describe it, for `emotion` to choose from: `clip_model` then classifies zero-shot, in place of the
+                classifier. Without a classifier `EMOTION_PROMPTS` serves.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): The source to edit;
                 one for all prompts, or one per prompt. It is inverted with DDIM ([`~MusePipeline.invert`]) and
                 denoised with DDIM, whatever `scheduler` is. Arrays are uint8 or in [0, 1]; tensors are in [0, 1], of
                 shape `(3, H, W)` or `(n, 3, H, W)`. The result has its aspect ratio unless `height` and `width` are
-                given. `latents` from `invert` (same prompt, steps and strength) save the inversion.
+                given; the progress bar says it. `latents` from `invert` (same prompt, steps and strength) save the
+                inversion.
+            mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): Where the
+                emotion acts: white there, black where the source stays, grey in between. One for all prompts, or one
+                per prompt; tensors are in [0, 1], of shape `(1, H, W)` or `(n, 1, H, W)`. Outside of it every step
+                returns to the inversion's own path, so that only the VAE's round trip separates it from the source.
             strength (`float`, defaults to 1.0): In (0, 1]: the share of the path from image to noise that an edit
                 walks back. Less keeps more of the source.
             guidance_reference (`str`, defaults to "null"): What guidance leads away from. "null": the null (or
@@ -1577,8 +1809,10 @@ class MusePipeline(StableDiffusionPipeline):
                 emotion's word plus a tenth of that noise. The noise is drawn from a copy of each sample's generator.
             max_inner_steps (`int`, defaults to 10): Adam steps per denoising step at most; 0 uses the tokens as they
                 start.
-            loss_threshold (`float`, defaults to 1e-4): The inner loop of a sample ends when its loss falls below.
-            stop_probability (`float`, *optional*): It also ends when the target's probability reaches this value.
+            loss_threshold (`float`, defaults to 1e-4): The inner loop of a sample ends when its loss falls below; for
+                a mixture, when it is less than this above the least that its weights allow, their entropy.
+            stop_probability (`float`, *optional*): It also ends when the target's probability reaches this value; of
+                a mixture, when each label reaches this share of its weight.
             emotion_learning_rate (`float`, defaults to 0.01): Adam's; falls as `lr * (1 - i / 100)` with the index i
                 of the denoising step.
             semantic_threshold (`float`, *optional*): Guidance starts, for good, when
@@ -1597,6 +1831,10 @@ class MusePipeline(StableDiffusionPipeline):
                 or from the conditional one alone.
             carry_emotion_tokens (`bool`, defaults to `True`): Whether S goes on from one denoising step to the next or
                 starts anew.
+            max_inner_batch (`int`, *optional*): At most so many samples share a pass of the inner loop, which bounds
+                its memory; all of them by default.
+            gradient_checkpointing (`bool`, defaults to `False`): Whether the UNet and the preview's decoder recompute
+                activations in the inner loop, and only there: much less memory for about a third more time.
 
         Returns:
             [`MusePipelineOutput`], or with `return_dict=False` a tuple: upstream's `(images, nsfw_content_detected)`,
@@ -1615,30 +1853,25 @@ class MusePipeline(StableDiffusionPipeline):
         >>> image = pipe("a cat in the park", emotion="awe", generator=torch.Generator().manual_seed(0)).images[0]
         ```
         """
-        stock_arguments = {name: value for name, value in locals().items() if name in STOCK_ARGUMENTS}
+        semantic_threshold = self.config.semantic_threshold if semantic_threshold is None else semantic_threshold
+        arguments = dict(locals())
 
         # 1. Check everything before any work is done
-        settings = GuidanceSettings(
-            semantic_threshold=self.config.semantic_threshold if semantic_threshold is None else semantic_threshold,
-            max_inner_steps=max_inner_steps,
-            loss_threshold=loss_threshold,
-            stop_probability=stop_probability,
-            emotion_learning_rate=emotion_learning_rate,
-            inherent_weight=inherent_weight,
-            similar_weight=similar_weight,
-            similarity_scale=similarity_scale,
-            max_token_norm=max_token_norm,
-            guided_preview=guided_preview,
-            carry_emotion_tokens=carry_emotion_tokens,
-        )
-        self._check_emotion(emotion, emotion_tokens, settings)
+        settings = GuidanceSettings(**{part.name: arguments[part.name] for part in fields(GuidanceSettings)})
+        self._check_emotion(emotion, emotion_tokens, emotion_prompts, settings)
+        emotion_prompts = self._resolve_emotion_prompts(emotion_prompts)
+        if mask_image is not None and image is None:
+            raise ValueError("`mask_image` needs an `image` to edit.")
         if emotion is None and image is None:
-            return self._call_stock(stock_arguments, kwargs)
-        prompt, targets = self._resolve_prompts(prompt, prompt_embeds, emotion)
-        similar = [self._resolve_similar(similar_emotions, target) for target in targets]
+            return self._call_stock({name: arguments[name] for name in STOCK_ARGUMENTS}, kwargs)
+        labels = self.emotion_labels if emotion_prompts is None else list(emotion_prompts)
+        prompt, targets = self._resolve_prompts(prompt, prompt_embeds, emotion, labels)
+        similar = [self._resolve_similar(similar_emotions, target, labels) for target in targets]
         semantic_prompts = self._resolve_semantic_prompts(semantic_prompt, prompt, len(targets), settings)
         self._check_tokens(num_emotion_tokens, emotion_tokens, emotion_token_init, len(targets), num_images_per_prompt)
         source = self._resolve_reference(guidance_reference, image, negative_prompt, negative_prompt_embeds)
+        if mask_image is not None:
+            mask_image = self._check_image(mask_image, len(targets), "mask_image", channels=1)
         image, height, width = self._resolve_image(
             image, height, width, len(targets), strength, num_inference_steps, timesteps, sigmas
         )
@@ -1660,7 +1893,7 @@ class MusePipeline(StableDiffusionPipeline):
             timesteps, _ = retrieve_timesteps(scheduler, num_inference_steps, device, timesteps, sigmas)
         else:
             scheduler, timesteps = self._editing_timesteps(num_inference_steps, strength)
-        signal_level(scheduler, timesteps[0])  # raises for schedulers that do not know it
+        check_preview(scheduler, timesteps)
 
         # 2. Encode the prompts; S is appended later, so without it this is upstream's conditioning
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
@@ -1677,15 +1910,21 @@ class MusePipeline(StableDiffusionPipeline):
         modules = (self.unet, self.vae, self.preview_vae, self.clip_model, self.emotion_classifier)
         with frozen(*(module for module in modules if module is not None)):
             # 3. Start from noise, or from the noise of the source
+            region = None
             if image is None:
                 latents = self._prepare_noise(conditioning, height, width, generator, latents)
-            elif latents is None:
-                latents = self._encode_image(image, height, width, conditioning.batch_size)
-                latents = self._invert_latents(latents, conditioning, num_inference_steps, strength)
+            elif latents is None or mask_image is not None:
+                path = self._encode_image(image, height, width, conditioning.batch_size)
+                path = self._invert_latents(path, conditioning, num_inference_steps, strength)
+                latents = path[-1] if latents is None else latents
+                if mask_image is not None:
+                    region = SourceRegion(self._encode_mask(mask_image, height, width, latents), path)
             step_kwargs = accepted_arguments(scheduler.step, eta=eta, generator=generator)
 
             # 4. Start the emotional tokens
-            state = self._prepare_state(targets, similar, semantic_prompts, num_images_per_prompt)
+            state = self._prepare_state(
+                targets, similar, labels, emotion_prompts, semantic_prompts, num_images_per_prompt
+            )
             if emotion is not None:
                 self._start_tokens(
                     state, conditioning, num_emotion_tokens, emotion_tokens, emotion_token_init, generator, settings
@@ -1699,24 +1938,28 @@ class MusePipeline(StableDiffusionPipeline):
                         continue
                     model_input = scheduler.scale_model_input(latents, t)
                     predict = partial(self._predict_noise, model_input, t, conditioning)
-                    preview = partial(self._preview, model_input, t, scheduler)
+                    preview = partial(self._preview, model_input, t, scheduler, region)
 
-                    # The prompt alone, for whatever is not guided
-                    noise_reference, noise_pred = self._predict_stock(predict, conditioning, state.closed, source)
+                    # The prompt alone, for whatever is not guided, or not to the full
+                    alone = state.closed if emotion_strength == 1 else list(range(conditioning.batch_size))
+                    noise_reference, noise_pred = self._predict_stock(
+                        predict, conditioning, alone, source, model_input
+                    )
                     # WHEN
                     self._open_gates(state, i, preview, noise_pred, settings)
                     # HOW and WHICH
-                    if state.opened:
-                        noise_pred[state.opened] = self._optimize_tokens(
-                            state, i, predict, preview, noise_reference, settings
-                        )
+                    if opened := state.opened:
+                        guided = self._optimize_tokens(state, i, predict, preview, noise_reference, settings)
+                        noise_pred[opened] = torch.lerp(noise_pred[opened], guided, emotion_strength)
                     latents = scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
+                    if region is not None:
+                        latents = region.restore(latents, len(timesteps) - 1 - i)
 
                     if callback_on_step_end is not None:
                         names = callback_on_step_end_tensor_inputs
                         latents = self._run_callback(callback_on_step_end, names, i, t, latents, conditioning, state)
                     if i == len(timesteps) - 1 or (i + 1) % scheduler.order == 0:
-                        progress_bar.set_postfix(state.summary())
+                        progress_bar.set_postfix({"size": f"{width}x{height}", **state.summary()})
                         progress_bar.update()
 
             # 6. Decode

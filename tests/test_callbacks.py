@@ -92,7 +92,7 @@ def test_upstreams_guidance_cutoff_works(pipe, count_calls, wrap, emotion):
         assert rows == [2, 1, 1]
     else:
         tokens = [keywords["encoder_hidden_states"].shape[1] for (_, keywords), _ in calls.calls]
-        assert rows == [2, 1, 1, 1, 1, 1] and tokens == [16, 20] * 3
+        assert rows == [2, 1, 1, 1] and tokens == [16, 20, 20, 20]
     assert output.images.isfinite().all()
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 
 import pytest
 import tiny_models
@@ -10,7 +11,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from tiny_models import guide, stock
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from pipeline_muse import MusePipeline, PixelSpec
+from pipeline_muse import EMOTION_PROMPTS, MIKELS_WHEEL, MusePipeline, PixelSpec
 
 
 def vit(**config) -> ViTForImageClassification:
@@ -78,7 +79,7 @@ def test_the_size_is_that_of_the_pixels_the_model_sees(pipe, sizes, expected):
         image_mean, image_std = (0.5,) * 3, (0.5,) * 3
 
     pipe.load_emotion_classifier(vit(), Processor())
-    assert PixelSpec.from_classifier(pipe.emotion_classifier) == PixelSpec(24, (0.5,) * 3, (0.5,) * 3)
+    assert PixelSpec.from_classifier(pipe.emotion_classifier) == PixelSpec((24, 24), (0.5,) * 3, (0.5,) * 3)
 
 
 def test_a_classifier_whose_config_has_it_all_needs_no_processor(pipe):
@@ -106,10 +107,115 @@ def test_a_loaded_classifier_is_saved_with_its_pixel_format(pipe, tmp_path):
     assert index["emotion_classifier"] == ["transformers", "ViTForImageClassification"]
     again = MusePipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
-    assert PixelSpec.from_classifier(again.emotion_classifier) == PixelSpec(24, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert PixelSpec.from_classifier(again.emotion_classifier) == PixelSpec((24, 24), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert again.emotion_labels == ["joy", "fear", "awe"]
     output = guide(again, emotion="joy")
     torch.testing.assert_close(output.emotion_tokens, expected.emotion_tokens, rtol=0, atol=1e-4)
+
+
+# ---- classifiers by name -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["its own processor", "the caller's processor"])
+def test_a_stock_classifier_is_loaded_by_its_folder(pipe, tmp_path, given):
+    vit().save_pretrained(tmp_path)
+    if not given:
+        processor().save_pretrained(tmp_path)
+    pipe.to(torch.bfloat16)
+    pipe.load_emotion_classifier(tmp_path, processor() if given else None)
+    assert type(pipe.emotion_classifier) is ViTForImageClassification
+    assert pipe.emotion_classifier.dtype == torch.bfloat16 and not pipe.emotion_classifier.training
+    assert PixelSpec.from_classifier(pipe.emotion_classifier).mean == (0.1, 0.2, 0.3)
+    assert guide(pipe, emotion="joy").trace[0].inner_steps > 0
+
+
+def test_a_simemo_is_loaded_by_its_folder(pipe):
+    pipe.load_emotion_classifier(tiny_models.REPOSITORY / "emotion_classifier", trust_remote_code=True)
+    assert pipe.emotion_classifier.config.model_type == "simemo"
+    assert guide(pipe, emotion="anger").trace[0].inner_steps > 0
+
+
+def test_revisions_are_for_names_only(pipe):
+    with pytest.raises(ValueError, match="`revision`"):
+        pipe.load_emotion_classifier(tiny_models.emotion_classifier(), revision="main")
+
+
+def test_pixels_may_be_no_square(pipe):
+    class Processor:
+        size = {"height": 24, "width": 16}
+        image_mean, image_std = (0.5,) * 3, (0.5,) * 3
+
+    pipe.load_emotion_classifier(vit(), Processor())
+    assert PixelSpec.from_classifier(pipe.emotion_classifier).prepare(torch.zeros(1, 3, 32, 32)).shape[2:] == (24, 16)
+
+
+# ---- no classifier at hand -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def zero_shot() -> MusePipeline:
+    return tiny_models.muse_pipeline(emotion_classifier=None)
+
+
+OWN = {"cozy": "a cozy picture", "eerie": ["an eerie picture", "a strange place"], "dull": "a dull picture"}
+
+
+def clip_logits(pipe, image: torch.Tensor, texts: list[str]) -> torch.Tensor:
+    """CLIP's own logits, each text by itself."""
+    tokens = pipe.tokenizer(texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+    pixels = PixelSpec.from_clip(pipe.clip_model).prepare(image)
+    with torch.no_grad():
+        return pipe.clip_model(**tokens, pixel_values=pixels).logits_per_image
+
+
+def test_one_prompt_per_label_gives_clips_own_logits(zero_shot):
+    prompts = {label: [f"a {label} picture"] for label in ("cozy", "eerie", "dull")}
+    image = torch.rand(2, 3, 40, 32, generator=tiny_models.generator()) * 2 - 1
+    with torch.no_grad():
+        logits = zero_shot._zero_shot_classifier(prompts)(image)
+    torch.testing.assert_close(logits, clip_logits(zero_shot, image, [text for (text,) in prompts.values()]))
+
+
+def test_several_prompts_are_averaged_on_the_unit_sphere(zero_shot):
+    image = torch.rand(1, 3, 32, 32, generator=tiny_models.generator()) * 2 - 1
+    texts = ["an eerie picture", "a strange place"]
+    tokens = zero_shot.tokenizer(texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = zero_shot._zero_shot_classifier({"cozy": ["a cozy picture"], "eerie": texts})(image)
+        output = zero_shot.clip_model(**tokens, pixel_values=PixelSpec.from_clip(zero_shot.clip_model).prepare(image))
+    mean = output.text_embeds.mean(dim=0)
+    expected = zero_shot.clip_model.logit_scale.exp() * output.image_embeds @ (mean / mean.norm())
+    torch.testing.assert_close(logits[:, 1], expected.detach())
+
+
+def test_without_a_classifier_clip_guides_towards_the_eight_emotions(zero_shot):
+    assert zero_shot.emotion_labels == list(EMOTION_PROMPTS) and set(EMOTION_PROMPTS) == set(MIKELS_WHEEL)
+    trace = guide(zero_shot, emotion="awe", emotion_learning_rate=0.1, max_inner_steps=4).trace[0]
+    assert trace.labels == list(EMOTION_PROMPTS)
+    assert trace.loss[0][0] > trace.loss[0][-1]
+    with pytest.raises(ValueError, match="`emotion` 'cozy'"):
+        guide(zero_shot, emotion="cozy")
+
+
+@pytest.mark.parametrize("has_classifier", [True, False])
+def test_prompts_of_ones_own_make_labels_of_ones_own(has_classifier):
+    pipe = tiny_models.muse_pipeline(**({} if has_classifier else {"emotion_classifier": None}))
+    settings = {"emotion_learning_rate": 0.1, "max_inner_steps": 4, "emotion_prompts": OWN}
+    trace = guide(pipe, emotion=["eerie", {"cozy": 1, "dull": 3}], prompt=["a cat"] * 2, **settings).trace
+    assert trace[0].labels == ["cozy", "eerie", "dull"]
+    assert all(one.loss[0][0] > one.loss[0][-1] for one in trace)
+    assert guide(pipe, emotion="eerie", similar_emotions=["dull"], **settings).trace[0].inner_steps > 0
+    with pytest.raises(ValueError, match="`emotion` 'awe'.*'cozy', 'dull', 'eerie'"):
+        guide(pipe, emotion="awe", **settings)
+
+
+def test_zero_shot_gradients_are_finite_and_the_gate_still_works(zero_shot):
+    closed = guide(zero_shot, semantic_threshold=math.inf)
+    assert torch.equal(closed.images, stock(zero_shot))
+    similarities = guide(zero_shot, semantic_threshold=1e6).trace[0].similarity
+    threshold = max(similarities)
+    trace = guide(zero_shot, semantic_threshold=threshold).trace[0]
+    assert trace.gate_step == similarities.index(threshold)
 
 
 # ---- pipelines around the same modules -----------------------------------------------------------------------------
@@ -125,9 +231,9 @@ def test_components_make_the_same_pipeline_again(pipe):
 def test_from_pipe_both_ways(pipe):
     parent = StableDiffusionPipeline.from_pipe(pipe)
     assert type(parent) is StableDiffusionPipeline and parent.unet is pipe.unet
-    muse = MusePipeline.from_pipe(
-        parent, clip_model=pipe.clip_model, emotion_classifier=pipe.emotion_classifier, preview_vae=None
-    )
+    muse = MusePipeline.from_pipe(parent, clip_model=pipe.clip_model, emotion_classifier=pipe.emotion_classifier)
+    bare = MusePipeline.from_pipe(parent)
+    assert bare.clip_model is bare.emotion_classifier is bare.preview_vae is None
     for one in (parent, muse):
         one.set_progress_bar_config(disable=True)
     assert torch.equal(stock(parent), stock(pipe))

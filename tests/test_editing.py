@@ -130,6 +130,88 @@ def test_an_inversion_can_be_shared(pipe, count_calls, strength):
     assert torch.equal(latents, before)
 
 
+# ---- masks ---------------------------------------------------------------------------------------------------------
+
+
+def half_mask(**arguments) -> PIL.Image.Image:
+    """White on the left, black on the right."""
+    mask = PIL.Image.new("L", (SIZE, SIZE), 0)
+    mask.paste(255, (0, 0, SIZE // 2, SIZE))
+    return mask
+
+
+def test_outside_of_the_mask_is_the_source(pipe):
+    source = source_latents(pipe, picture())
+    edited = edit(pipe, emotion="awe", mask_image=half_mask(), emotion_learning_rate=0.3)
+    changed = (edited - source).abs().amax(dim=(0, 1, 2))  # per column of latents
+    assert changed[8:].max() < 1e-6 and changed[:8].min() > 0.01
+
+
+def test_a_white_mask_is_none_and_a_black_one_leaves_the_source(pipe):
+    white, black = (PIL.Image.new("L", (SIZE, SIZE), value) for value in (255, 0))
+    assert torch.equal(edit(pipe, emotion="awe", mask_image=white), edit(pipe, emotion="awe"))
+    unchanged = edit(pipe, emotion="awe", mask_image=black)
+    torch.testing.assert_close(unchanged, source_latents(pipe, picture()), rtol=0, atol=1e-6)
+
+
+def test_every_step_returns_to_the_inversions_path(pipe):
+    steps = {"num_inference_steps": 4}
+    path = [pipe.invert(picture(), "a cat", strength=strength, **steps) for strength in (0.75, 0.5, 0.25)]
+    seen = []
+
+    def callback(pipe, step, timestep, values):
+        seen.append(values["latents"])
+        return {}
+
+    edit(pipe, emotion="awe", mask_image=half_mask(), callback_on_step_end=callback, **steps)
+    for latents, expected in zip(seen[:-1], path):
+        torch.testing.assert_close(latents[..., 8:], expected[..., 8:], rtol=0, atol=1e-6)
+
+
+def test_the_emotion_is_judged_on_what_will_come_out(pipe):
+    """With all of it masked no token can change the preview."""
+    black = PIL.Image.new("L", (SIZE, SIZE), 0)
+    settings = {"emotion": "awe", "image": picture(), "emotion_learning_rate": 0.3}
+    losses = guide(pipe, mask_image=black, **settings).trace[0].loss
+    assert max(map(max, losses)) - min(map(min, losses)) < 1e-5
+    losses = guide(pipe, mask_image=half_mask(), **settings).trace[0].loss
+    assert losses[0][0] - losses[0][-1] > 1e-3
+
+
+def test_masks_are_soft_and_have_the_size_of_the_result(pipe):
+    grey = PIL.Image.new("L", (7, 300), 128)
+    source, whole = source_latents(pipe, picture()), edit(pipe, emotion="awe", num_inference_steps=1)
+    part = edit(pipe, emotion="awe", num_inference_steps=1, mask_image=grey, max_inner_steps=0)
+    none = edit(pipe, emotion="awe", num_inference_steps=1, max_inner_steps=0)
+    torch.testing.assert_close(part, torch.lerp(source, none, 128 / 255), rtol=0, atol=1e-5)
+    assert not torch.equal(whole, part)
+
+
+def test_masks_come_in_every_form_one_for_all_or_one_for_each(pipe):
+    mask = half_mask()
+    expected = edit(pipe, emotion="awe", mask_image=mask)
+    array = np.array(mask)
+    forms = [array, array / 255, torch.from_numpy(array)[None] / 255, mask.convert("RGB"), mask.convert("1"), [mask]]
+    for form in forms:
+        torch.testing.assert_close(edit(pipe, emotion="awe", mask_image=form), expected, rtol=0, atol=1e-6)
+    both = edit(
+        pipe,
+        prompt=["a cat"] * 2,
+        emotion="awe",
+        mask_image=[mask, PIL.Image.new("L", (SIZE, SIZE), 0)],
+        generator=[tiny_models.generator() for _ in range(2)],
+    )
+    single = edit(pipe, emotion="awe", mask_image=mask, generator=tiny_models.generator())
+    torch.testing.assert_close(both[:1], single, rtol=0, atol=1e-3)
+    torch.testing.assert_close(both[1:], source_latents(pipe, picture()), rtol=0, atol=1e-6)
+
+
+def test_a_shared_inversion_serves_with_a_mask(pipe):
+    settings = {"num_inference_steps": 4, "mask_image": half_mask(), "emotion": "awe"}
+    latents = pipe.invert(picture(), "a cat", num_inference_steps=4)
+    assert torch.equal(edit(pipe, latents=latents, **settings), edit(pipe, **settings))
+
+
 # ---- references ----------------------------------------------------------------------------------------------------
 
 

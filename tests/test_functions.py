@@ -173,7 +173,7 @@ def test_loss_goes_below_zero():
 
 # ---- pixels and similarity -----------------------------------------------------------------------------------------
 
-SPEC = PixelSpec(8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+SPEC = PixelSpec((8, 8), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
 
 def test_pixels_are_normalised_per_channel():
@@ -187,7 +187,7 @@ def test_pixels_are_normalised_per_channel():
 def test_pixels_are_resized_as_pil_resizes(height, width):
     """Bicubic and antialiased: classifiers were trained on pictures that were scaled down in this way."""
     image = torch.rand(height, width, generator=tiny_models.generator())
-    pixels = PixelSpec(8, (0.0,) * 3, (1.0,) * 3).prepare(image.expand(1, 3, height, width) * 2 - 1)
+    pixels = PixelSpec((8, 8), (0.0,) * 3, (1.0,) * 3).prepare(image.expand(1, 3, height, width) * 2 - 1)
     expected = np.array(PIL.Image.fromarray(image.numpy()).resize((8, 8), PIL.Image.Resampling.BICUBIC))
     torch.testing.assert_close(pixels, torch.from_numpy(expected).expand(1, 3, 8, 8), rtol=0, atol=1e-4)
 
@@ -344,7 +344,7 @@ def test_schedulers_of_another_kind_are_refused(scheduler):
 
 
 def test_unknown_predictions_are_refused():
-    with pytest.raises(ValueError, match="`scheduler` predicts 'flow'"):
+    with pytest.raises(ValueError, match="`prediction_type` has to be .* 'flow'"):
         predict_x0(torch.zeros(1), torch.zeros(1), 0.5, "flow")
 
 
@@ -502,7 +502,10 @@ def test_frozen_restores_every_flag():
 
 def test_learning_rate_falls_with_the_step_index():
     names = inspect.signature(GuidanceSettings).parameters
-    settings = GuidanceSettings(**dict.fromkeys(names, 0) | {"guided_preview": True, "carry_emotion_tokens": True})
+    valid = dict.fromkeys(names, 1) | dict.fromkeys(
+        ["guided_preview", "carry_emotion_tokens", "gradient_checkpointing"], True
+    )
+    settings = GuidanceSettings(**valid | {"emotion_learning_rate": 0})
     object.__setattr__(settings, "emotion_learning_rate", 0.02)
     rates = [settings.learning_rate(step) for step in (0, 1, 50, 99, 100, 101, 999)]
     assert rates == pytest.approx([0.02, 0.0198, 0.01, 0.0002, 0, 0, 0])

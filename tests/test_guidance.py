@@ -421,17 +421,121 @@ def test_the_loop_ends_below_the_threshold(pipe, count_calls):
 
 
 def test_the_loop_ends_at_the_probability(pipe):
-    trace = guide(pipe, max_inner_steps=3, emotion={"awe": 1, "fear": 1}).trace[0]
-    target = [trace.labels.index(label) for label in ("awe", "fear")]
-    reached = [sum(row[label] for label in target) for row in trace.probabilities[0]]
-    assert reached[2] > reached[1]
-    stopped = guide(
-        pipe, max_inner_steps=3, emotion={"awe": 1, "fear": 1}, stop_probability=(reached[1] + reached[2]) / 2
-    )
+    trace = guide(pipe, max_inner_steps=3).trace[0]
+    reached = [row[trace.labels.index("awe")] for row in trace.probabilities[0]]
+    assert reached[2] > reached[1] > reached[0]
+    stopped = guide(pipe, max_inner_steps=3, stop_probability=(reached[1] + reached[2]) / 2)
     assert len(stopped.trace[0].loss[0]) == 3
+
+
+MIXTURE = {"awe": 3, "fear": 1}
+
+
+def test_a_mixture_has_reached_its_goal_where_each_label_has(pipe):
+    trace = guide(pipe, max_inner_steps=3, emotion=MIXTURE).trace[0]
+    target = {trace.labels.index("awe"): 0.75, trace.labels.index("fear"): 0.25}
+    shares = [min(row[label] / weight for label, weight in target.items()) for row in trace.probabilities[0]]
+    sums = [sum(row[label] for label in target) for row in trace.probabilities[0]]
+    assert max(shares) < min(sums), "else the sum would do as well"
+    best = shares.index(max(shares))
+    stop = (max(shares) + max([*shares[:best], 0])) / 2
+    stopped = guide(pipe, max_inner_steps=3, emotion=MIXTURE, stop_probability=stop).trace[0]
+    assert len(stopped.loss[0]) == best + 1
     assert trace.target_probability == pytest.approx(
         sum(trace.probabilities[-1][trace.kept[-1]][label] for label in target)
     )
+
+
+def test_the_threshold_of_a_mixture_counts_from_its_entropy(pipe):
+    losses = guide(pipe, max_inner_steps=2, emotion=MIXTURE).trace[0].loss[0]
+    assert losses[0] > losses[1] > losses[2]
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    excess = [loss - entropy for loss in losses]
+    stopped = guide(pipe, max_inner_steps=2, emotion=MIXTURE, loss_threshold=(excess[0] + excess[1]) / 2).trace[0]
+    assert len(stopped.loss[0]) == 2
+
+
+# ---- strength ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
+def test_strength_leads_from_the_noise_of_the_prompt_to_that_with_tokens(pipe, guidance_scale):
+    """A step of DDIM is linear in the noise."""
+    settings = {"guidance_scale": guidance_scale, "emotion_learning_rate": 0.3}
+    none = first_step(pipe, **settings, semantic_threshold=math.inf)["latents"]
+    whole = first_step(pipe, **settings)["latents"]
+    assert (whole - none).abs().max() > 0.05
+    for strength in (0.25, 0.75):
+        part = first_step(pipe, **settings, emotion_strength=strength)["latents"]
+        torch.testing.assert_close(part, torch.lerp(none, whole, strength), rtol=0, atol=1e-5)
+    assert torch.equal(first_step(pipe, **settings, emotion_strength=1)["latents"], whole)
+
+
+def test_the_least_strength_is_next_to_stock(pipe):
+    distance = [(guide(pipe, emotion_strength=s).images - stock(pipe)).norm() for s in (1e-4, 0.5, 1)]
+    assert distance[0] < 1e-3 * distance[2] and distance[0] < distance[1] < distance[2]
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_a_batch_are_bounded_and_change_nothing(pipe, count_calls):
+    prompts, emotions = ["a cat", "two dogs", "a red house"], ["awe", "fear", "anger"]
+    settings = {"prompt": prompts, "emotion": emotions}
+    losses = [trace.loss[0][0] for trace in guide(pipe, **settings).trace]
+    settings["loss_threshold"] = (min(losses) + max(losses)) / 2
+    expected = guide(pipe, **settings)
+    assert len({trace.inner_steps for trace in expected.trace}) > 1, "samples have to stop at different times"
+    calls = count_calls(pipe.unet)
+    output = guide(pipe, **settings, max_inner_batch=2)
+    rows = [
+        keywords["encoder_hidden_states"].shape[0]
+        for call in calls.calls
+        if sees_tokens(call)
+        for _, keywords in call[:1]
+    ]
+    assert max(rows) == 2 and 1 in rows
+    torch.testing.assert_close(output.emotion_tokens, expected.emotion_tokens, rtol=0, atol=1e-4)
+    torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-3)
+    assert [trace.inner_steps for trace in output.trace] == [trace.inner_steps for trace in expected.trace]
+
+
+def saved_bytes(pipe, **arguments) -> int:
+    """The most that a graph of the call keeps for its backward pass."""
+    graphs = [0]
+
+    def pack(tensor):
+        graphs[-1] += tensor.nbytes
+        return tensor
+
+    pipe.unet.register_forward_pre_hook(lambda *_: graphs.append(0))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        guide(pipe, **arguments)
+    return max(graphs)
+
+
+@pytest.mark.parametrize("decoder", ["vae", "preview_vae"])
+def test_checkpointing_saves_memory_and_changes_nothing(decoder):
+    preview_vae = tiny_models.preview_vae() if decoder == "preview_vae" else None
+    pipes = [tiny_models.muse_pipeline(preview_vae=preview_vae) for _ in range(4)]
+    expected, output = guide(pipes[0]), guide(pipes[1], gradient_checkpointing=True)
+    torch.testing.assert_close(output.emotion_tokens, expected.emotion_tokens, rtol=0, atol=1e-4)
+    torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-3)
+    assert saved_bytes(pipes[2], gradient_checkpointing=True) < 0.6 * saved_bytes(pipes[3])
+
+
+def test_checkpointing_is_on_in_the_inner_loop_only(pipe):
+    pipe.vae.enable_gradient_checkpointing()
+    modes = set()
+    pipe.unet.register_forward_hook(
+        lambda module, _, keywords, __: modes.add(
+            (keywords["encoder_hidden_states"].shape[1] > 16, module.is_gradient_checkpointing)
+        ),
+        with_kwargs=True,
+    )
+    guide(pipe, gradient_checkpointing=True)
+    assert modes == {(False, False), (True, True)}
+    assert not pipe.unet.is_gradient_checkpointing and pipe.vae.is_gradient_checkpointing
 
 
 # ---- batches -------------------------------------------------------------------------------------------------------

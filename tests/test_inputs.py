@@ -111,6 +111,33 @@ BAD = {
         {"similar_emotions": {"awe": ["joy"]}},
         {"similar_emotions": 3},
     ],
+    "mask_image": [
+        {"mask_image": IMAGE},
+        {"mask_image": IMAGE, "emotion": None},
+        EDIT | {"mask_image": "mask.png"},
+        EDIT | {"mask_image": []},
+        EDIT | {"mask_image": [IMAGE, IMAGE]},
+        EDIT | {"mask_image": torch.zeros(3, 32, 32)},
+        EDIT | {"mask_image": torch.full((1, 32, 32), 2.0)},
+        EDIT | {"mask_image": np.full((32, 32), -1.0)},
+    ],
+    "emotion_strength": [{"emotion_strength": value} for value in (0, -1, 1.1, math.nan, "full", None, True)],
+    "emotion_prompts": [
+        {"emotion_prompts": value}
+        for value in (
+            "awe",
+            ["awe"],
+            {},
+            {"awe": "awe"},
+            {"awe": "a", "fear": []},
+            {"awe": "a", "fear": [1]},
+            {"awe": "a", "fear": 3},
+            {"awe": "a", 3: "b"},
+        )
+    ]
+    + [{"emotion": None, "emotion_prompts": {"awe": "a", "fear": "b"}}],
+    "max_inner_batch": [{"max_inner_batch": value} for value in (0, -1, 1.5, "4", True)],
+    "gradient_checkpointing": [{"gradient_checkpointing": value} for value in (None, 1, "yes")],
     "guided_preview": [{"guided_preview": 1}],
     "carry_emotion_tokens": [{"carry_emotion_tokens": "yes"}],
     "num_images_per_prompt": [{"num_images_per_prompt": value} for value in (0, -1, 1.5, None)],
@@ -183,6 +210,8 @@ NUMERIC = {
     "num_emotion_tokens": (1, math.inf),
     "num_images_per_prompt": (1, math.inf),
     "guidance_rescale": (0, 1),
+    "emotion_strength": (1e-300, 1),
+    "max_inner_batch": (1, math.inf),
     "guidance_scale": (-1e6, 1e6),
     **dict.fromkeys(NUMBERS, (0, 1e6)),
 }
@@ -209,6 +238,7 @@ def test_an_unknown_emotion_is_told_which_are_known(counted):
 
 def test_without_a_classifier_it_says_how_to_get_one():
     pipe = tiny_models.muse_pipeline(emotion_classifier=None)
+    pipe.clip_model = None
     assert pipe.emotion_labels == []
     with pytest.raises(ValueError, match="emotion_classifier.*load_emotion_classifier"):
         guide(pipe)
