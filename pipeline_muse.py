@@ -250,6 +250,13 @@ class PixelSpec:
         return cls(tuple(size), tuple(config.image_mean), tuple(config.image_std))
 
     @classmethod
+    def from_processor(cls, image_processor: Any) -> "PixelSpec":
+        """Reads what an image processor makes of square pictures; it may crop others, which `prepare` never does."""
+        size = getattr(image_processor, "crop_size", None) or image_processor.size
+        height, width = (size.get(side) or size["shortest_edge"] for side in ("height", "width"))
+        return cls((height, width), tuple(image_processor.image_mean), tuple(image_processor.image_std))
+
+    @classmethod
     def from_clip(cls, clip_model: CLIPModel) -> "PixelSpec":
         """OpenAI CLIP's normalisation at the size of the model's own vision tower."""
         size = clip_model.config.vision_config.image_size
@@ -838,11 +845,10 @@ class MusePipeline(StableDiffusionPipeline):
         else:
             model = classifier
         if image_processor is not None:
-            size = getattr(image_processor, "crop_size", None) or image_processor.size
-            height, width = (size.get(side) or size["shortest_edge"] for side in ("height", "width"))
+            spec = PixelSpec.from_processor(image_processor)
+            height, width = spec.size
             model.config.image_size = height if height == width else [height, width]
-            model.config.image_mean = list(image_processor.image_mean)
-            model.config.image_std = list(image_processor.image_std)
+            model.config.image_mean, model.config.image_std = list(spec.mean), list(spec.std)
         PixelSpec.from_classifier(model)
         self.register_modules(emotion_classifier=model.to(self._execution_device))
 
