@@ -259,7 +259,8 @@ class SimEmoForImageClassification(PreTrainedModel):
         features = self.clip(pixel_values=pixel_values, return_dict=True).image_embeds  # (batch, projection_dim)
         if self.config.normalize_features:
             # In float16 the squares underflow, and so does the epsilon.
-            features = F.normalize(features.float(), dim=-1).to(features.dtype)
+            exact = features.to(torch.promote_types(features.dtype, torch.float32))
+            features = F.normalize(exact, dim=-1).to(features.dtype)
         logits = self.classifier(features)  # (batch, num_labels)
         if self.config.logit_scale is not None:
             logits = logits * self.config.logit_scale

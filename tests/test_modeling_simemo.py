@@ -1,14 +1,20 @@
+import copy
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 from modeling_simemo import EMOSET_LABELS, SimEmoConfig, SimEmoForImageClassification
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig
+from transformers import AutoImageProcessor, CLIPVisionConfig, pipeline
+
+from pipeline_muse import MusePipeline, PixelSpec
 
 
 # The rows of the paper's table of classifiers, with the tower of the tests and hidden layers to its scale.
@@ -26,14 +32,19 @@ CLASSIFIERS = {
 
 RELOAD = """
 import sys, torch
-from transformers import AutoConfig, AutoModelForImageClassification
-folder, pixels, logits = sys.argv[1:]
-model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
-assert type(model).__module__ != "modeling_simemo", "the module must come from the saved folder"
-assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "simemo"
+from pathlib import Path
 from safetensors.torch import load_file, save_file
-with torch.no_grad():
-    save_file({"logits": model(load_file(pixels)["pixels"]).logits}, logits)
+from transformers import AutoConfig, AutoModelForImageClassification
+root = Path(sys.argv[1])
+pixels, logits = load_file(root / "pixels.safetensors")["pixels"], {}
+for folder in filter(Path.is_dir, root.iterdir()):
+    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "simemo"
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        model = AutoModelForImageClassification.from_pretrained(folder, dtype=dtype, trust_remote_code=True)
+        assert type(model).__module__ != "modeling_simemo", "the module must come from the saved folder"
+        with torch.no_grad():
+            logits[f"{folder.name} {dtype}"] = model(pixels.to(dtype)).logits
+save_file(logits, root / "logits.safetensors")
 """
 
 
@@ -117,25 +128,84 @@ def test_gradients_reach_the_pixels(classifier, pixels, dtype):
     assert (gradient.flatten(1).abs().amax(dim=1) > 0).all()
 
 
-def test_low_precision_agrees(classifier, pixels):
+def test_gradients_are_those_of_finite_differences(classifier, pixels):
+    classifier, pixels = classifier.double().requires_grad_(False), pixels[:1].double().requires_grad_()
+
+    def loss_of(image: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(classifier(image).logits, torch.tensor([3]))
+
+    (gradient,) = torch.autograd.grad(loss_of(pixels), pixels)
+    assert (gradient != 0).all(), "every pixel counts"
+    generator = torch.Generator().manual_seed(1)
+    places = torch.randperm(pixels.numel(), generator=generator)[:12]
+    steps = 1e-5 * F.one_hot(places, pixels.numel()).to(pixels).view(-1, *pixels.shape)
+    with torch.no_grad():
+        slopes = [(loss_of(pixels + step) - loss_of(pixels - step)) / 2e-5 for step in steps]
+    torch.testing.assert_close(gradient.flatten()[places], torch.stack(slopes), rtol=1e-5, atol=1e-9)
+
+
+def test_in_eval_mode_the_same_each_time_also_with_dropout(pixels):
+    model = tiny_models.emotion_classifier(vision_config={**tiny_models.VISION_CONFIG, "attention_dropout": 0.5})
+    pixels.requires_grad_()
+
+    def answers() -> list[torch.Tensor]:
+        logits = model(pixels).logits
+        return [logits.detach(), *torch.autograd.grad(logits[:, 0].sum(), pixels)]
+
+    first, again = answers(), answers()
+    assert all(torch.equal(one, other) for one, other in zip(first, again))
+    model.train()
+    assert not torch.equal(answers()[0], first[0]), "there is dropout to switch off"
+
+
+def test_attention_implementations_agree(classifier, pixels, tmp_path):
+    classifier.save_pretrained(tmp_path)
+    pixels.requires_grad_()
+    answers = []
+    for implementation in ("eager", "sdpa"):
+        model = SimEmoForImageClassification.from_pretrained(tmp_path, attn_implementation=implementation).eval()
+        assert model.clip.config._attn_implementation == implementation
+        logits = model(pixels).logits
+        answers.append((logits, *torch.autograd.grad(logits[:, 0].sum(), pixels)))
+    for eager, fused in zip(*answers):
+        torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-5 * eager.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_low_precision_agrees(classifier, pixels, dtype):
     with torch.no_grad():
         expected = classifier(pixels).logits.softmax(-1)
-        half = classifier.to(torch.float16)(pixels.half()).logits.float().softmax(-1)
+        half = classifier.to(dtype)(pixels.to(dtype)).logits.float().softmax(-1)
     torch.testing.assert_close(half, expected, rtol=0, atol=0.05)
 
 
-def test_round_trip_in_a_fresh_process(classifier, pixels, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    classifier.save_pretrained(tmp_path / "model")
-    save_file({"pixels": pixels}, tmp_path / "pixels.safetensors")
-    arguments = [str(tmp_path / name) for name in ("model", "pixels.safetensors", "logits.safetensors")]
+def test_round_trip_in_a_fresh_process(pixels, tmp_path):
+    models = {name: tiny_models.emotion_classifier(**config) for name, config in CLASSIFIERS.items()}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / "saved" / name)
+    save_file({"pixels": pixels}, tmp_path / "saved" / "pixels.safetensors")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
-    subprocess.run([sys.executable, "-c", RELOAD, *arguments], env=environment, cwd=tmp_path, check=True)
-    with torch.no_grad():
-        expected = classifier(pixels).logits
-    torch.testing.assert_close(load_file(tmp_path / "logits.safetensors")["logits"], expected)
+    arguments = [sys.executable, "-c", RELOAD, str(tmp_path / "saved")]
+    subprocess.run(arguments, env=environment, cwd=tmp_path, check=True)
+    logits = load_file(tmp_path / "saved" / "logits.safetensors")
+    for name, model in models.items():
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            with torch.no_grad():
+                expected = copy.deepcopy(model).to(dtype)(pixels.to(dtype)).logits
+            assert logits[f"{name} {dtype}"].dtype == dtype
+            torch.testing.assert_close(logits[f"{name} {dtype}"], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_as_a_component_in_low_precision(tmp_path, dtype):
+    tiny_models.save_muse(tmp_path / "muse")
+    pipe = MusePipeline.from_pretrained(tmp_path / "muse", torch_dtype=dtype, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.emotion_classifier.dtype == dtype
+    output = tiny_models.guide(pipe, num_inference_steps=2, output_type="pt")
+    assert output.images.isfinite().all()
+    assert output.trace[0].inner_steps > 0 and output.emotion_tokens.isfinite().all()
 
 
 def test_saved_config_is_complete_and_reloads(tmp_path):
@@ -198,3 +268,29 @@ def test_images_of_another_shape_are_refused(shape):
 def test_labels_of_another_shape_are_refused(pixels):
     with pytest.raises(ValueError, match="labels"):
         tiny_models.emotion_classifier()(pixels, labels=torch.zeros(3, 8))
+
+
+def test_the_bundled_folder_brings_an_image_processor_that_sees_what_the_pipeline_shows():
+    folder = tiny_models.REPOSITORY / "emotion_classifier"
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = SimEmoForImageClassification.from_pretrained(folder).eval()
+    spec = PixelSpec.from_classifier(model)
+    assert PixelSpec.from_processor(processor) == spec
+    one_level = 1 / 255 / min(spec.std)
+    for size in ((64, 64), (200, 200), (200, 120)):
+        picture = Image.effect_noise(size, 20).convert("RGB")
+        expected = spec.prepare(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1)
+        seen = processor(picture, return_tensors="pt").pixel_values
+        torch.testing.assert_close(seen, expected, rtol=0, atol=1.01 * one_level)
+
+
+def test_the_bundled_folder_serves_pipelines_of_transformers():
+    folder = str(tiny_models.REPOSITORY / "emotion_classifier")
+    classify = pipeline("image-classification", model=folder, trust_remote_code=True, device="cpu", top_k=8)
+    picture = Image.open(tiny_models.REPOSITORY / "examples" / "picture.png").convert("RGB")
+    answers = {answer["label"]: answer["score"] for answer in classify(picture)}
+    model = SimEmoForImageClassification.from_pretrained(folder).eval()
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        expected = model(PixelSpec.from_classifier(model).prepare(pixels)).logits.softmax(-1)[0]
+    torch.testing.assert_close(torch.tensor([answers[label] for label in model.config.label2id]), expected)
