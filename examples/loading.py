@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +30,16 @@ from transformers import (
     AutoModelForImageClassification,
     CLIPModel,
     CLIPTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.append(str(REPOSITORY))  # a clone works without being installed
+
+from pipeline_muse import PixelSpec, to_rgb  # noqa: E402
+
 
 # The CLIP whose text encoder Stable Diffusion 1.x has.
 CLIP_OF_STABLE_DIFFUSION = "openai/clip-vit-large-patch14"
@@ -144,6 +146,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "Default: the base's own, or zero-shot by the gate's CLIP where it has none.",
     )
     group.add_argument("--preview_vae", help="AutoencoderTiny that decodes previews faster, a Hub id or a path")
+    add_device_options(group)
+
+
+def add_device_options(group: argparse._ActionsContainer) -> None:
+    """Adds the options that say where models run, and how exactly."""
     group.add_argument("--device", default=default_device(), help="Default: %(default)s.")
     group.add_argument("--dtype", choices=DTYPES, default="float32", help="Default: %(default)s.")
 
@@ -303,26 +310,41 @@ def load_judge(pipe: DiffusionPipeline, args: argparse.Namespace) -> PreTrainedM
     return load_storybook_judge("emo_b").to(pipe.device)
 
 
+def picture_pixels(image: Image.Image, spec: PixelSpec, center_crop: bool = False) -> torch.Tensor:
+    """
+    A picture as a classifier sees it: the pipeline's own preprocessing of previews.
+
+    Args:
+        image (`PIL.Image.Image`): The picture, of any size and mode.
+        spec ([`PixelSpec`]): What the classifier wants to see.
+        center_crop (`bool`, defaults to `False`): Whether a picture of another aspect ratio is cut to the middle, as
+            CLIP's image processor does, and not squeezed.
+
+    Returns:
+        `torch.Tensor` of shape `(1, 3, *spec.size)`, float32.
+    """
+    image = to_rgb(image)
+    if center_crop:
+        scale = min(image.height / spec.size[0], image.width / spec.size[1])
+        height, width = (max(1, round(scale * side)) for side in spec.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width)
+    return spec.prepare(pixels / 127.5 - 1)
+
+
 @torch.no_grad()
-def label_probabilities(
-    classifier: PreTrainedModel, seen_as: PreTrainedConfig, images: Sequence[Image.Image]
-) -> list[dict[str, float]]:
+def label_probabilities(classifier: PreTrainedModel, pixels: torch.Tensor) -> list[dict[str, float]]:
     """
     Classifies pictures.
 
     Args:
         classifier (`PreTrainedModel`): The classifier.
-        seen_as (`PreTrainedConfig`): Holds the `image_size`, `image_mean` and `image_std` that it is used to.
-        images (sequence of `PIL.Image.Image`): RGB pictures, of any size.
+        pixels (`torch.Tensor` of shape `(n, 3, height, width)`): The pictures, from [`picture_pixels`].
 
     Returns:
         `list[dict[str, float]]`: Per picture, the probability of each label.
     """
-    side = (seen_as.image_size, seen_as.image_size)
-    resized = [image.convert("RGB").resize(side, Image.Resampling.BICUBIC) for image in images]
-    pixels = torch.stack([torch.from_numpy(np.array(image)) for image in resized])  # (n, height, width, 3)
-    mean, std = torch.tensor(seen_as.image_mean), torch.tensor(seen_as.image_std)
-    pixels = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
     logits = classifier(pixel_values=pixels.to(classifier.device, classifier.dtype)).logits.float()
     labels = [classifier.config.id2label[index] for index in range(logits.shape[-1])]
     return [dict(zip(labels, row)) for row in logits.softmax(dim=-1).tolist()]

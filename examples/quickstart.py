@@ -40,9 +40,12 @@ from loading import (
     label_probabilities,
     load_judge,
     load_pipeline,
+    picture_pixels,
 )
 from PIL import Image
 from sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
+
+from pipeline_muse import PixelSpec
 
 
 matplotlib.use("Agg")
@@ -105,7 +108,8 @@ def sheet_of(
         `PIL.Image.Image`: The sheet.
     """
     guide = pipe.emotion_classifier
-    seen = label_probabilities(judge or guide, guide.config, images)
+    spec = PixelSpec.from_classifier(guide)  # the judge was trained on the same pixels
+    seen = label_probabilities(judge or guide, torch.cat([picture_pixels(image, spec) for image in images]))
     cells = [
         Cell(
             image,

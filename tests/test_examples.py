@@ -1,10 +1,10 @@
 import argparse
 import json
-import math
 
 import edit
 import generate
 import loading
+import numpy as np
 import pytest
 import quickstart
 import tiny_models
@@ -13,6 +13,8 @@ from jobs import Job, batches, run_all
 from PIL import Image, ImageFont
 from sheets import Cell, contact_sheet, enlarge, wrap
 from storybook_settings import MUSE_SETTINGS
+
+from pipeline_muse import PixelSpec
 
 
 PICTURE = str(quickstart.PICTURE)
@@ -144,14 +146,30 @@ def test_a_plain_base_gets_the_models_it_lacks(tmp_path):
     assert loading.load_judge(pipe, args) is None
 
 
-def test_label_probabilities_see_what_the_classifier_is_used_to():
+def test_label_probabilities_are_what_the_pipeline_would_see():
     classifier = tiny_models.emotion_classifier()
     classifier.classifier[0].weight.data.mul_(100)
     image = Image.effect_noise((64, 48), 80).convert("RGB")
-    probabilities = loading.label_probabilities(classifier, classifier.config, [image, image.rotate(180)])
+    spec = PixelSpec.from_classifier(classifier)
+    pixels = torch.cat([loading.picture_pixels(picture, spec) for picture in (image, image.rotate(180))])
+    probabilities = loading.label_probabilities(classifier, pixels)
     assert list(probabilities[0]) == list(classifier.config.id2label.values())
-    assert all(math.isclose(sum(row.values()), 1, rel_tol=1e-5) for row in probabilities)
     assert probabilities[0] != probabilities[1]
+    with torch.no_grad():
+        seen = tiny_models.muse_pipeline(emotion_classifier=classifier)._classify(
+            torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+        )
+    expected = loading.label_probabilities(classifier, pixels[:1])[0]
+    assert list(expected.values()) == pytest.approx(seen.softmax(-1)[0].tolist(), rel=1e-5)
+
+
+def test_a_picture_is_squeezed_or_cut_to_the_middle():
+    wide = Image.new("RGB", (96, 32), "black")
+    wide.paste("white", (32, 0, 64, 32))
+    spec = PixelSpec((32, 32), (0.0,) * 3, (1.0,) * 3)
+    assert loading.picture_pixels(wide, spec, center_crop=True).min() == 1
+    squeezed = loading.picture_pixels(wide, spec)[0, :, :, [0, 15, 31]]
+    torch.testing.assert_close(squeezed, torch.tensor([0.0, 1.0, 0.0]).expand(3, 32, 3), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize(
