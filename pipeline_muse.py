@@ -22,7 +22,6 @@ import json
 import math
 import numbers
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -105,6 +104,7 @@ EMOTION_TEMPLATES = ("a picture that evokes {}", "a scene full of {}", "an image
 EMOTION_PROMPTS = {label: [template.format(label) for template in EMOTION_TEMPLATES] for label in MIKELS_WHEEL}
 
 PIXEL_SETTINGS = ("image_size", "image_mean", "image_std")  # what a classifier's config tells of its input
+NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MAX_WEIGHT = 1e6  # learning rates, weights and scales beyond it are mistakes
 
@@ -452,6 +452,15 @@ def check_range(name: str, value: Any, low: float, high: float = math.inf, integ
         raise ValueError(f"`{name}` has to lie in [{low}, {high}], but is {value!r}.")
 
 
+def check_finite(name: str, values: torch.Tensor) -> None:
+    """Raises a `ValueError` rather than letting a black image pass."""
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"The {name} of the call came out infinite or NaN. Half precision overflows in some networks, above all in"
+            " VAEs: use bfloat16 or float32, or a VAE that was fixed for float16."
+        )
+
+
 def steps_of_strength(strength: float, num_inference_steps: int) -> int:
     """How many of the denoising steps an edit of this strength walks."""
     return round(strength * num_inference_steps)
@@ -629,6 +638,20 @@ class GuidanceSettings:
 
 
 @dataclass
+class Request:
+    """One call, checked and completed; what stands in lists has one entry per prompt."""
+
+    given: dict[str, Any]  # the arguments by name, with prompt, source, mask and size as they will be used
+    settings: GuidanceSettings
+    labels: list[str]
+    targets: list[dict[str, float]]
+    similar: list[dict[str, float]]
+    emotion_prompts: dict[str, list[str]] | None  # where CLIP classifies zero-shot
+    semantic_prompts: list[str] | None  # where the gate asks CLIP
+    leads_from_source: bool  # guidance leads away from the source prompt instead of the null prompt
+
+
+@dataclass
 class MuseTrace:
     """
     What happened to one image; with it the paper's Figure 2 can be drawn.
@@ -767,6 +790,8 @@ class MusePipeline(StableDiffusionPipeline):
         "preview_vae",
     ]
     _callback_tensor_inputs = StableDiffusionPipeline._callback_tensor_inputs + ["emotion_tokens"]
+    # What `save_config` writes. Read at once, as diffusers puts the file of each revision that it loads in one place.
+    _source = Path(__file__).read_bytes() if is_dynamic(__name__) else None
 
     def __init__(
         self,
@@ -882,25 +907,21 @@ class MusePipeline(StableDiffusionPipeline):
         """Saves the index as upstream does, and beside it this file, if that was loaded from a checkpoint's code."""
         if is_dynamic(type(self).__module__):
             Path(save_directory).mkdir(parents=True, exist_ok=True)
-            shutil.copy(inspect.getfile(type(self)), save_directory)
+            Path(save_directory, Path(__file__).name).write_bytes(self._source)
         super().save_config(save_directory, push_to_hub, **kwargs)
 
     # ---- checks --------------------------------------------------------------------------------------------------
 
-    def _check_emotion(
-        self,
-        emotion: Emotion | list[Emotion],
-        emotion_tokens: torch.Tensor | None,
-        emotion_prompts: Mapping[str, str | list[str]] | None,
-        settings: GuidanceSettings,
-    ) -> None:
+    def _check_guidance(self, given: Mapping[str, Any], settings: GuidanceSettings) -> None:
         """Raises a `ValueError` that says what is missing for guidance."""
-        if emotion is None:
-            for name, value in {"emotion_tokens": emotion_tokens, "emotion_prompts": emotion_prompts}.items():
-                if value is not None:
+        if given["mask_image"] is not None and given["image"] is None:
+            raise ValueError("`mask_image` needs an `image` to edit.")
+        if given["emotion"] is None:
+            for name in ("emotion_tokens", "emotion_prompts"):
+                if given[name] is not None:
                     raise ValueError(f"`{name}` need an `emotion`; without one there is nothing to guide.")
             return
-        is_zero_shot = emotion_prompts is not None or self.emotion_classifier is None
+        is_zero_shot = given["emotion_prompts"] is not None or self.emotion_classifier is None
         if is_zero_shot and self.clip_model is None:
             raise ValueError(
                 "`emotion` needs an `emotion_classifier`, or at least a `clip_model` to classify zero-shot: call"
@@ -964,10 +985,7 @@ class MusePipeline(StableDiffusionPipeline):
                 raise ValueError("`prompt` has to be given where `emotion` is None.")
             prompt = [f"an image of {' and '.join(target)}" for target in targets]
             return (prompt if entries else prompt[0]), targets
-        if prompt is None:
-            batch_size = prompt_embeds.shape[0]
-        else:
-            batch_size = len(prompt) if isinstance(prompt, list) else 1
+        batch_size = self._count_prompts(prompt, prompt_embeds)
         if batch_size == 0:
             raise ValueError("`prompt` is empty; give at least one.")
         if entries is None:
@@ -975,6 +993,12 @@ class MusePipeline(StableDiffusionPipeline):
         if len(entries) != batch_size:
             raise ValueError(f"`emotion` has {len(entries)} entries for {batch_size} prompts; give one for each.")
         return prompt, targets
+
+    @staticmethod
+    def _count_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor | None) -> int:
+        if prompt is None:
+            return prompt_embeds.shape[0]
+        return len(prompt) if isinstance(prompt, list) else 1
 
     @staticmethod
     def _resolve_similar(
@@ -1002,17 +1026,12 @@ class MusePipeline(StableDiffusionPipeline):
         names = sorted(set(names) - set(target))
         return dict.fromkeys(names, 1 / len(names)) if names else {}
 
-    def _check_tokens(
-        self,
-        num_emotion_tokens: int | None,
-        emotion_tokens: torch.Tensor | None,
-        emotion_token_init: str,
-        num_prompts: int,
-        num_images_per_prompt: int,
-    ) -> None:
+    def _check_tokens(self, given: Mapping[str, Any], num_prompts: int) -> None:
         """Raises unless the start of the tokens is defined for every image."""
-        check_range("num_images_per_prompt", num_images_per_prompt, 1, integer=True)
-        batch_size = num_prompts * num_images_per_prompt
+        check_range("num_images_per_prompt", given["num_images_per_prompt"], 1, integer=True)
+        batch_size = num_prompts * given["num_images_per_prompt"]
+        emotion_token_init, emotion_tokens = given["emotion_token_init"], given["emotion_tokens"]
+        num_emotion_tokens = given["num_emotion_tokens"]
         if emotion_token_init not in ("random", "emotion"):
             raise ValueError(f"`emotion_token_init` has to be 'random' or 'emotion', but is {emotion_token_init!r}.")
         if num_emotion_tokens is not None:
@@ -1054,37 +1073,32 @@ class MusePipeline(StableDiffusionPipeline):
         return texts if text is not None else None
 
     @staticmethod
-    def _resolve_reference(guidance_reference: str, image: Any, negative_prompt: Any, null_embeds: Any) -> bool:
+    def _resolve_reference(given: Mapping[str, Any]) -> bool:
         """Whether guidance leads away from the source prompt instead of the null prompt."""
+        guidance_reference = given["guidance_reference"]
         if guidance_reference not in ("null", "source"):
             raise ValueError(f"`guidance_reference` has to be 'null' or 'source', but is {guidance_reference!r}.")
         if guidance_reference == "null":
             return False
-        if image is None:
+        if given["image"] is None:
             raise ValueError("`guidance_reference='source'` needs an `image` to edit.")
-        if negative_prompt is not None or null_embeds is not None:
-            raise ValueError("`negative_prompt` has no place with `guidance_reference='source'`; use 'null'.")
+        for name in NEGATIVE_PROMPTS:
+            if given.get(name) is not None:
+                raise ValueError(f"`{name}` has no place with `guidance_reference='source'`; use 'null'.")
         return True
 
     # ---- images in and out ---------------------------------------------------------------------------------------
 
     def _resolve_image(
-        self,
-        image: PipelineImageInput | None,
-        height: int | None,
-        width: int | None,
-        num_prompts: int,
-        strength: float,
-        num_inference_steps: int,
-        timesteps: list[int] | None,
-        sigmas: list[float] | None,
+        self, given: Mapping[str, Any], num_prompts: int
     ) -> tuple[list[PIL.Image.Image] | torch.Tensor | None, int, int]:
         """The source, if there is one, and the height and width of the result."""
+        image, height, width = given["image"], given["height"], given["width"]
         if image is None:
-            return None, *((height, width) if height and width else self._native_size())  # as upstream
-        if timesteps is not None or sigmas is not None:
+            return None, *self._default_size(height, width)
+        if given["timesteps"] is not None or given["sigmas"] is not None:
             raise ValueError("`timesteps` and `sigmas` cannot be given with `image`: an edit walks DDIM's own path.")
-        self._check_path(strength, num_inference_steps)
+        self._check_path(given["strength"], given["num_inference_steps"])
         image = self._check_image(image, num_prompts)
         return image, *self._image_size(image, height, width)
 
@@ -1138,6 +1152,10 @@ class MusePipeline(StableDiffusionPipeline):
         width, height = fit_size(source_width, source_height, area=native_height * native_width)
         return height, width
 
+    def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width where there is no source, as upstream."""
+        return (height, width) if height and width else self._native_size()
+
     def _native_size(self) -> tuple[int, int]:
         """Height and width in pixels that the network was trained for."""
         size = self.unet.config.sample_size
@@ -1150,7 +1168,7 @@ class MusePipeline(StableDiffusionPipeline):
         """Latents of the source, shape `(batch_size, channels, h, w)`: the mode of the posterior, so no noise."""
         pixels = self.image_processor.preprocess(images, height=height, width=width)
         pixels = pixels.to(self._execution_device, self.vae.dtype)
-        latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
+        latents = self._scale_latents(self.vae.encode(pixels).latent_dist.mode())
         return latents.repeat_interleave(batch_size // latents.shape[0], dim=0)
 
     def _encode_mask(
@@ -1169,59 +1187,62 @@ class MusePipeline(StableDiffusionPipeline):
     def _decode_preview(self, latents: torch.Tensor) -> torch.Tensor:
         """Pixels in about [-1, 1], through `preview_vae` if there is one; differentiable."""
         vae = self._preview_decoder
-        return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        return vae.decode(self._unscale_latents(latents, vae).to(vae.dtype), return_dict=False)[0]
 
-    def _decode_output(self, latents: torch.Tensor, generator: Any, output_type: str, dtype: torch.dtype) -> tuple:
+    def _scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """The VAE's latents as the network sees them."""
+        return latents * self.vae.config.scaling_factor
+
+    def _unscale_latents(self, latents: torch.Tensor, vae: AutoencoderKL | AutoencoderTiny) -> torch.Tensor:
+        """The network's latents as `vae` decodes them."""
+        return latents / vae.config.scaling_factor
+
+    def _decode_output(self, latents: torch.Tensor, given: Mapping[str, Any], dtype: torch.dtype) -> tuple:
         """Images in the wanted form and the safety checker's verdicts, as upstream."""
+        check_finite("latents", latents)
+        output_type = given["output_type"]
         if output_type == "latent":
             image, has_nsfw_concept = latents, None
         else:
-            image = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False, generator=generator)
-            image, has_nsfw_concept = self.run_safety_checker(image[0], self._execution_device, dtype)
+            latents = self._unscale_latents(latents, self.vae)
+            image = self.vae.decode(latents, return_dict=False, generator=given["generator"])[0]
+            check_finite("decoded image", image)
+            image, has_nsfw_concept = self.run_safety_checker(image, self._execution_device, dtype)
         keep = [True] * image.shape[0] if has_nsfw_concept is None else [not nsfw for nsfw in has_nsfw_concept]
         image = self.image_processor.postprocess(image, output_type=output_type, do_denormalize=keep)
         return image, has_nsfw_concept
 
     # ---- conditioning --------------------------------------------------------------------------------------------
 
-    def _encode_conditioning(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
-        prompt_embeds: torch.Tensor | None,
-        negative_prompt_embeds: torch.Tensor | None,
-        num_images_per_prompt: int,
-        with_null: bool,
-        ip_adapter_image: PipelineImageInput | None = None,
-        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
-    ) -> Conditioning:
+    def _encode_conditioning(self, given: Mapping[str, Any], with_null: bool) -> Conditioning:
         """Upstream's encoding, with the null prompt's rows first if `with_null`."""
-        device = self._execution_device
-        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompt,
-            device,
-            num_images_per_prompt,
-            with_null,
-            negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            lora_scale=(self.cross_attention_kwargs or {}).get("scale"),
-            clip_skip=self.clip_skip,
-        )
-        batch_size = prompt_embeds.shape[0]
-        conditioning = Conditioning(batch_size, prompt_embeds, cross_attention_kwargs=self.cross_attention_kwargs)
+        prompt_embeds, negative_prompt_embeds = self._encode_texts(given, with_null)
+        conditioning = Conditioning(prompt_embeds.shape[0], prompt_embeds)
         if with_null:
             conditioning.prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
-        if ip_adapter_image is not None or ip_adapter_image_embeds is not None:
-            image_embeds = self.prepare_ip_adapter_image_embeds(
-                ip_adapter_image, ip_adapter_image_embeds, device, batch_size, with_null
-            )
-            conditioning.added_cond_kwargs = {"image_embeds": image_embeds}
+        return self._complete_conditioning(conditioning, given, with_null)
+
+    def _encode_texts(self, given: Mapping[str, Any], with_null: bool) -> tuple[torch.Tensor, ...]:
+        """What upstream's `encode_prompt` returns."""
+        settings = {"device": self._execution_device, "do_classifier_free_guidance": with_null}
+        settings["lora_scale"] = (self.cross_attention_kwargs or {}).get("scale")
+        return self.encode_prompt(**accepted_arguments(self.encode_prompt, **{**given, **settings}))
+
+    def _complete_conditioning(
+        self, conditioning: Conditioning, given: Mapping[str, Any], with_null: bool
+    ) -> Conditioning:
+        """Adds the images of an IP-Adapter, and the guidance scale for networks that want to know it."""
+        device, batch_size = self._execution_device, conditioning.batch_size
+        conditioning.cross_attention_kwargs = self.cross_attention_kwargs
+        adapter = {name: given.get(name) for name in ("ip_adapter_image", "ip_adapter_image_embeds")}
+        if any(value is not None for value in adapter.values()):
+            image_embeds = self.prepare_ip_adapter_image_embeds(*adapter.values(), device, batch_size, with_null)
+            conditioning.added_cond_kwargs = {**(conditioning.added_cond_kwargs or {}), "image_embeds": image_embeds}
         if self.unet.config.time_cond_proj_dim is not None:
             scale = torch.tensor(self.guidance_scale - 1).repeat(batch_size)
             conditioning.timestep_cond = self.get_guidance_scale_embedding(
                 scale, embedding_dim=self.unet.config.time_cond_proj_dim
-            ).to(device, prompt_embeds.dtype)
+            ).to(device, conditioning.prompt_embeds.dtype)
         return conditioning
 
     def _tokenize_gate(self, prompts: list[str]) -> dict[str, torch.Tensor]:
@@ -1234,43 +1255,39 @@ class MusePipeline(StableDiffusionPipeline):
 
     def _emotion_word_state(self, label: str) -> torch.Tensor:
         """The mean hidden state, shape `(D,)`, of a label's own tokens in "an image of {label}"."""
-        states, _ = self.encode_prompt(
-            f"an image of {label}", self._execution_device, 1, False, clip_skip=self.clip_skip
-        )
+        states = self.encode_prompt(
+            prompt=f"an image of {label}",
+            device=self._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+            clip_skip=self.clip_skip,
+        )[0]
         first = 1 + len(self.tokenizer("an image of", add_special_tokens=False).input_ids)
         length = len(self.tokenizer(label, add_special_tokens=False).input_ids)
         return states[0, first : first + length].float().mean(dim=0)
 
-    def _start_tokens(
-        self,
-        state: GuidanceState,
-        conditioning: Conditioning,
-        num_emotion_tokens: int | None,
-        emotion_tokens: torch.Tensor | None,
-        emotion_token_init: str,
-        generator: torch.Generator | list[torch.Generator] | None,
-        settings: GuidanceSettings,
-    ) -> None:
+    def _start_tokens(self, state: GuidanceState, conditioning: Conditioning, request: Request) -> None:
         """
         Sets where the optimisation starts, shape `(B, n, D)`, float32: the caller's tokens, or noise of the prompt
         embedding's standard deviation, or the hidden state of the emotion's word with a little of that noise.
         """
+        given, emotion_tokens = request.given, request.given["emotion_tokens"]
         batch_size = conditioning.batch_size
         prompt_embeds = conditioning.prompt_embeds[-batch_size:].float()
         if emotion_tokens is not None:
             tokens = emotion_tokens.to(prompt_embeds.device, torch.float32).expand(batch_size, -1, -1)
         else:
-            shape = (batch_size, num_emotion_tokens or NUM_EMOTION_TOKENS, prompt_embeds.shape[-1])
-            noise = randn_tensor(shape, generator=fork_generator(generator), device=prompt_embeds.device)
+            shape = (batch_size, given["num_emotion_tokens"] or NUM_EMOTION_TOKENS, prompt_embeds.shape[-1])
+            noise = randn_tensor(shape, generator=fork_generator(given["generator"]), device=prompt_embeds.device)
             tokens = prompt_embeds.std(dim=(1, 2), keepdim=True) * noise
-        if emotion_tokens is None and emotion_token_init == "emotion":
+        if emotion_tokens is None and given["emotion_token_init"] == "emotion":
             words = {label: self._emotion_word_state(label) for trace in state.traces for label in trace.emotion}
             words = torch.stack([words.get(label, tokens.new_zeros(shape[-1])) for label in state.traces[0].labels])
             tokens = (state.target @ words)[:, None] + START_JITTER * tokens
         state.start_tokens = tokens.contiguous()
         state.tokens = state.start_tokens.clone()
-        if settings.max_token_norm is not None:
-            state.norm_limit = settings.max_token_norm * prompt_embeds.norm(dim=-1).mean(dim=-1)
+        if request.settings.max_token_norm is not None:
+            state.norm_limit = request.settings.max_token_norm * prompt_embeds.norm(dim=-1).mean(dim=-1)
 
     def _preview(
         self,
@@ -1320,7 +1337,7 @@ class MusePipeline(StableDiffusionPipeline):
         predict: Callable[..., torch.Tensor],
         conditioning: Conditioning,
         alone: list[int],
-        source: bool,
+        leads_from_source: bool,
         model_input: torch.Tensor,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """
@@ -1331,7 +1348,7 @@ class MusePipeline(StableDiffusionPipeline):
             the rows of others are placeholders.
         """
         everyone = list(range(conditioning.batch_size))
-        if source and self.do_classifier_free_guidance:
+        if leads_from_source and self.do_classifier_free_guidance:
             noise = predict([], everyone)
             return noise, noise.clone()
         null = everyone if conditioning.has_null and self.do_classifier_free_guidance else []
@@ -1554,18 +1571,23 @@ class MusePipeline(StableDiffusionPipeline):
         Raises:
             TypeError, ValueError: For an image that is not one, a `strength` outside (0, 1], or a bad size.
         """
-        if prompt is None and prompt_embeds is None:
-            prompt = ""
-        self._check_path(strength, num_inference_steps)
-        batch_size = prompt_embeds.shape[0] if prompt is None else len(prompt) if isinstance(prompt, list) else 1
-        images = self._check_image(image, batch_size)
-        height, width = self._image_size(images, height, width)
-        self.check_inputs(prompt, height, width, None, prompt_embeds=prompt_embeds)
-        self._guidance_scale, self._guidance_rescale, self._clip_skip = 1.0, 0.0, clip_skip
-        self._cross_attention_kwargs = cross_attention_kwargs
-        conditioning = self._encode_conditioning(prompt, None, prompt_embeds, None, 1, with_null=False)
-        latents = self._encode_image(images, height, width, batch_size)
-        path = self._invert_latents(latents, conditioning, num_inference_steps, strength)
+        return self._invert(dict(locals()))
+
+    def _invert(self, given: dict[str, Any]) -> torch.Tensor:
+        """`invert`, whose arguments by name `given` are."""
+        if given["prompt"] is None and given["prompt_embeds"] is None:
+            given["prompt"] = ""
+        given["num_images_per_prompt"] = 1
+        self._check_path(given["strength"], given["num_inference_steps"])
+        batch_size = self._count_prompts(given["prompt"], given["prompt_embeds"])
+        image = self._check_image(given["image"], batch_size)
+        given["height"], given["width"] = self._image_size(image, given["height"], given["width"])
+        self.check_inputs(**accepted_arguments(self.check_inputs, **given, callback_steps=None))
+        self._guidance_scale, self._guidance_rescale, self._clip_skip = 1.0, 0.0, given["clip_skip"]
+        self._cross_attention_kwargs = given["cross_attention_kwargs"]
+        conditioning = self._encode_conditioning(given, with_null=False)
+        latents = self._encode_image(image, given["height"], given["width"], batch_size)
+        path = self._invert_latents(latents, conditioning, given["num_inference_steps"], given["strength"])
         self.maybe_free_model_hooks()
         return path[-1]
 
@@ -1597,27 +1619,44 @@ class MusePipeline(StableDiffusionPipeline):
 
     # ---- the call ------------------------------------------------------------------------------------------------
 
-    def _check_counts(
-        self,
-        num_inference_steps: int,
-        num_images_per_prompt: int,
-        guidance_scale: float,
-        guidance_rescale: float,
-        generator: Any,
-        latents: torch.Tensor | None,
-        negative_prompt: str | list[str] | None,
-        num_prompts: int,
-        unexpected: Iterable[str],
-    ) -> None:
+    def _resolve_request(self, arguments: Mapping[str, Any], settings: GuidanceSettings) -> Request:
+        """Checks the arguments of a call that needs more than upstream does, and completes them."""
+        given = dict(arguments)
+        emotion_prompts = self._resolve_emotion_prompts(given["emotion_prompts"])
+        labels = self.emotion_labels if emotion_prompts is None else list(emotion_prompts)
+        prompt, targets = self._resolve_prompts(given["prompt"], given["prompt_embeds"], given["emotion"], labels)
+        num_prompts, given["prompt"] = len(targets), prompt
+        request = Request(
+            given=given,
+            settings=settings,
+            labels=labels,
+            targets=targets,
+            similar=[self._resolve_similar(given["similar_emotions"], target, labels) for target in targets],
+            emotion_prompts=emotion_prompts,
+            semantic_prompts=self._resolve_semantic_prompts(given["semantic_prompt"], prompt, num_prompts, settings),
+            leads_from_source=self._resolve_reference(given),
+        )
+        self._check_tokens(given, num_prompts)
+        if given["mask_image"] is not None:
+            given["mask_image"] = self._check_image(given["mask_image"], num_prompts, "mask_image", channels=1)
+        given["image"], given["height"], given["width"] = self._resolve_image(given, num_prompts)
+        callback = given["callback_on_step_end"]
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            given["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+        self._check_counts(given, num_prompts)
+        self.check_inputs(**accepted_arguments(self.check_inputs, **given, callback_steps=None))
+        return request
+
+    def _check_counts(self, given: Mapping[str, Any], num_prompts: int) -> None:
         """What upstream checks late or not at all: counts, scales, generators, latents, misspelt arguments."""
-        self._check_unexpected(unexpected)
+        self._check_unexpected(given["kwargs"])
+        negative_prompt, generator, latents = given["negative_prompt"], given["generator"], given["latents"]
         if isinstance(negative_prompt, list) and len(negative_prompt) != num_prompts:
             raise ValueError(f"`negative_prompt` has {len(negative_prompt)} entries for {num_prompts} prompts.")
-        check_range("num_inference_steps", num_inference_steps, 1, integer=True)
-        check_range("num_images_per_prompt", num_images_per_prompt, 1, integer=True)
-        check_range("guidance_scale", guidance_scale, -MAX_WEIGHT, MAX_WEIGHT)
-        check_range("guidance_rescale", guidance_rescale, 0, 1)
-        images = num_prompts * num_images_per_prompt
+        check_range("num_inference_steps", given["num_inference_steps"], 1, integer=True)
+        check_range("guidance_scale", given["guidance_scale"], -MAX_WEIGHT, MAX_WEIGHT)
+        check_range("guidance_rescale", given["guidance_rescale"], 0, 1)
+        images = num_prompts * given["num_images_per_prompt"]
         generators = generator if isinstance(generator, list) else [generator]
         if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
             raise TypeError(f"`generator` has to be a torch.Generator or a list of them, but is {generator!r}.")
@@ -1644,78 +1683,135 @@ class MusePipeline(StableDiffusionPipeline):
             return output
         return MusePipelineOutput(images=output.images, nsfw_content_detected=output.nsfw_content_detected)
 
-    def _prepare_noise(
-        self,
-        conditioning: Conditioning,
-        height: int,
-        width: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Upstream's initial latents, shape `(batch_size, channels, h, w)`."""
-        return self.prepare_latents(
-            conditioning.batch_size,
-            self.unet.config.in_channels,
-            height,
-            width,
-            conditioning.prompt_embeds.dtype,
-            self._execution_device,
-            generator,
-            latents,
-        )
+    def _resolve_timesteps(self, given: Mapping[str, Any]) -> tuple[Any, torch.Tensor]:
+        """The scheduler and its timesteps; for an edit DDIM and the part of its path that is walked back."""
+        num_inference_steps, device = given["num_inference_steps"], self._execution_device
+        if given["image"] is None:
+            scheduler, custom = self.scheduler, (given["timesteps"], given["sigmas"])
+            timesteps, _ = retrieve_timesteps(scheduler, num_inference_steps, device, *custom)
+        else:
+            scheduler = self._editing_scheduler()
+            scheduler.set_timesteps(num_inference_steps, device=device)
+            timesteps = scheduler.timesteps[-steps_of_strength(given["strength"], num_inference_steps) :]
+        check_preview(scheduler, timesteps)
+        return scheduler, timesteps
 
-    def _editing_timesteps(self, num_inference_steps: int, strength: float) -> tuple[DDIMScheduler, torch.Tensor]:
-        """Deterministic DDIM and the part of its path that an edit of this strength walks back."""
-        scheduler = self._editing_scheduler()
-        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        return scheduler, scheduler.timesteps[-steps_of_strength(strength, num_inference_steps) :]
+    @property
+    def _guidance_chain(self) -> list[torch.nn.Module]:
+        """The modules that work in the loop."""
+        modules = (self.unet, self.vae, self.preview_vae, self.clip_model, self.emotion_classifier)
+        return [module for module in modules if module is not None]
 
-    def _prepare_state(
-        self,
-        targets: list[dict[str, float]],
-        similar: list[dict[str, float]],
-        labels: list[str],
-        emotion_prompts: Mapping[str, list[str]] | None,
-        semantic_prompts: list[str] | None,
-        num_images_per_prompt: int,
-    ) -> GuidanceState:
+    def _start_latents(
+        self, given: Mapping[str, Any], conditioning: Conditioning
+    ) -> tuple[torch.Tensor, SourceRegion | None]:
+        """Noise as upstream's, or the noise of the source, shape `(B, channels, h, w)`; and what a mask protects."""
+        latents, mask, size = given["latents"], given["mask_image"], (given["height"], given["width"])
+        dtype, device, batch_size = conditioning.prompt_embeds.dtype, self._execution_device, conditioning.batch_size
+        if given["image"] is None:
+            channels, generator = self.unet.config.in_channels, given["generator"]
+            return self.prepare_latents(batch_size, channels, *size, dtype, device, generator, latents), None
+        if latents is not None and mask is None:
+            return latents, None
+        source = self._encode_image(given["image"], *size, batch_size)
+        path = self._invert_latents(source, conditioning, given["num_inference_steps"], given["strength"])
+        latents = path[-1] if latents is None else latents
+        return latents, None if mask is None else SourceRegion(self._encode_mask(mask, *size, latents), path)
+
+    def _prepare_state(self, request: Request, conditioning: Conditioning) -> GuidanceState:
         """What is known before denoising, one row per image, on the pipeline's device."""
-        repeat, device = partial(repeat_each, times=num_images_per_prompt), self._execution_device
-        is_zero_shot = emotion_prompts is not None and any(targets)
-        weights = label_weights(repeat(targets), labels).to(device)
-        return GuidanceState(
+        device = self._execution_device
+        repeat = partial(repeat_each, times=request.given["num_images_per_prompt"])
+        is_guided, texts = any(request.targets), request.semantic_prompts
+        is_zero_shot = is_guided and request.emotion_prompts is not None
+        weights = label_weights(repeat(request.targets), request.labels).to(device)
+        state = GuidanceState(
             target=weights,
-            similar=label_weights(repeat(similar), labels).to(device),
+            similar=label_weights(repeat(request.similar), request.labels).to(device),
             inherent=torch.zeros_like(weights),
-            traces=[MuseTrace(labels, target) for target in repeat(targets)],
-            classify=self._zero_shot_classifier(emotion_prompts) if is_zero_shot else self._classify,
-            text_inputs=self._tokenize_gate(repeat(semantic_prompts)) if semantic_prompts else None,
+            traces=[MuseTrace(request.labels, target) for target in repeat(request.targets)],
+            classify=self._zero_shot_classifier(request.emotion_prompts) if is_zero_shot else self._classify,
+            text_inputs=self._tokenize_gate(repeat(texts)) if texts else None,
         )
+        if is_guided:
+            self._start_tokens(state, conditioning, request)
+        return state
+
+    def _denoise(
+        self,
+        latents: torch.Tensor,
+        scheduler: Any,
+        timesteps: torch.Tensor,
+        conditioning: Conditioning,
+        state: GuidanceState,
+        region: SourceRegion | None,
+        request: Request,
+    ) -> torch.Tensor:
+        """The loop of MUSE (Fig. 1): latents of shape `(B, channels, h, w)` from noise to image."""
+        given, settings = request.given, request.settings
+        step_kwargs = accepted_arguments(scheduler.step, eta=given["eta"], generator=given["generator"])
+        everyone = list(range(conditioning.batch_size))
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=math.ceil(len(timesteps) / scheduler.order)) as progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                model_input = scheduler.scale_model_input(latents, t)
+                predict = partial(self._predict_noise, model_input, t, conditioning)
+                preview = partial(self._preview, model_input, t, scheduler, region)
+
+                # The prompt alone, for whatever is not guided, or not to the full
+                alone = state.closed if settings.emotion_strength == 1 else everyone
+                noise_reference, noise_pred = self._predict_stock(
+                    predict, conditioning, alone, request.leads_from_source, model_input
+                )
+                # WHEN
+                self._open_gates(state, i, preview, noise_pred, settings)
+                # HOW and WHICH
+                if opened := state.opened:
+                    guided = self._optimize_tokens(state, i, predict, preview, noise_reference, settings)
+                    noise_pred[opened] = torch.lerp(noise_pred[opened], guided, settings.emotion_strength)
+                latents = scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
+                if region is not None:
+                    latents = region.restore(latents, len(timesteps) - 1 - i)
+
+                if given["callback_on_step_end"] is not None:
+                    latents = self._run_callback(given, i, t, latents, conditioning, state)
+                if i == len(timesteps) - 1 or (i + 1) % scheduler.order == 0:
+                    progress_bar.set_postfix({"size": f"{given['width']}x{given['height']}", **state.summary()})
+                    progress_bar.update()
+        return latents
 
     def _run_callback(
         self,
-        callback: Callable[..., dict[str, Any]],
-        names: list[str],
+        given: Mapping[str, Any],
         step: int,
         timestep: torch.Tensor,
         latents: torch.Tensor,
         conditioning: Conditioning,
         state: GuidanceState,
     ) -> torch.Tensor:
-        """Upstream's `callback_on_step_end`: under guidance `prompt_embeds` has the null prompt's rows first."""
+        """Upstream's `callback_on_step_end`: under guidance embeddings have the null prompt's rows first."""
         null_embeds = conditioning.prompt_embeds[: conditioning.batch_size] if conditioning.has_null else None
+        added = conditioning.added_cond_kwargs or {}
         offered = {
             "latents": latents,
             "prompt_embeds": conditioning.prompt_embeds,
             "negative_prompt_embeds": null_embeds,
+            "add_text_embeds": added.get("text_embeds"),
+            "add_time_ids": added.get("time_ids"),
             "emotion_tokens": state.tokens,
         }
-        returned = callback(self, step, timestep, {name: offered[name] for name in names})
+        names = given["callback_on_step_end_tensor_inputs"]
+        returned = given["callback_on_step_end"](self, step, timestep, {name: offered[name] for name in names})
         conditioning.prompt_embeds = returned.pop("prompt_embeds", conditioning.prompt_embeds)
         replaced = returned.pop("negative_prompt_embeds", null_embeds)
         if replaced is not null_embeds and conditioning.has_null:
             prompt_embeds = conditioning.prompt_embeds[-conditioning.batch_size :]
             conditioning.prompt_embeds = torch.cat([replaced, prompt_embeds])
+        for name, key in (("add_text_embeds", "text_embeds"), ("add_time_ids", "time_ids")):
+            if name in returned:
+                added[key] = returned.pop(name)
         state.tokens = returned.pop("emotion_tokens", state.tokens)
         return returned.pop("latents", latents)
 
@@ -1864,112 +1960,27 @@ class MusePipeline(StableDiffusionPipeline):
 
         # 1. Check everything before any work is done
         settings = GuidanceSettings(**{part.name: arguments[part.name] for part in fields(GuidanceSettings)})
-        self._check_emotion(emotion, emotion_tokens, emotion_prompts, settings)
-        emotion_prompts = self._resolve_emotion_prompts(emotion_prompts)
-        if mask_image is not None and image is None:
-            raise ValueError("`mask_image` needs an `image` to edit.")
+        self._check_guidance(arguments, settings)
         if emotion is None and image is None:
             return self._call_stock({name: arguments[name] for name in STOCK_ARGUMENTS}, kwargs)
-        labels = self.emotion_labels if emotion_prompts is None else list(emotion_prompts)
-        prompt, targets = self._resolve_prompts(prompt, prompt_embeds, emotion, labels)
-        similar = [self._resolve_similar(similar_emotions, target, labels) for target in targets]
-        semantic_prompts = self._resolve_semantic_prompts(semantic_prompt, prompt, len(targets), settings)
-        self._check_tokens(num_emotion_tokens, emotion_tokens, emotion_token_init, len(targets), num_images_per_prompt)
-        source = self._resolve_reference(guidance_reference, image, negative_prompt, negative_prompt_embeds)
-        if mask_image is not None:
-            mask_image = self._check_image(mask_image, len(targets), "mask_image", channels=1)
-        image, height, width = self._resolve_image(
-            image, height, width, len(targets), strength, num_inference_steps, timesteps, sigmas
-        )
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        # fmt: off
-        self._check_counts(
-            num_inference_steps, num_images_per_prompt, guidance_scale, guidance_rescale, generator, latents,
-            negative_prompt, len(targets), kwargs.keys(),
-        )
-        self.check_inputs(
-            prompt, height, width, None, negative_prompt, prompt_embeds, negative_prompt_embeds, ip_adapter_image,
-            ip_adapter_image_embeds, callback_on_step_end_tensor_inputs,
-        )
-        # fmt: on
-
-        scheduler, device = self.scheduler, self._execution_device
-        if image is None:
-            timesteps, _ = retrieve_timesteps(scheduler, num_inference_steps, device, timesteps, sigmas)
-        else:
-            scheduler, timesteps = self._editing_timesteps(num_inference_steps, strength)
-        check_preview(scheduler, timesteps)
+        request = self._resolve_request(arguments, settings)
+        scheduler, timesteps = self._resolve_timesteps(request.given)
 
         # 2. Encode the prompts; S is appended later, so without it this is upstream's conditioning
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
         self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
         self._interrupt = False
-        with_null = self.do_classifier_free_guidance and not source
-        # fmt: off
-        conditioning = self._encode_conditioning(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt, with_null,
-            ip_adapter_image, ip_adapter_image_embeds,
-        )
-        # fmt: on
+        with_null = self.do_classifier_free_guidance and not request.leads_from_source
+        conditioning = self._encode_conditioning(request.given, with_null)
 
-        modules = (self.unet, self.vae, self.preview_vae, self.clip_model, self.emotion_classifier)
-        with frozen(*(module for module in modules if module is not None)):
-            # 3. Start from noise, or from the noise of the source
-            region = None
-            if image is None:
-                latents = self._prepare_noise(conditioning, height, width, generator, latents)
-            elif latents is None or mask_image is not None:
-                path = self._encode_image(image, height, width, conditioning.batch_size)
-                path = self._invert_latents(path, conditioning, num_inference_steps, strength)
-                latents = path[-1] if latents is None else latents
-                if mask_image is not None:
-                    region = SourceRegion(self._encode_mask(mask_image, height, width, latents), path)
-            step_kwargs = accepted_arguments(scheduler.step, eta=eta, generator=generator)
-
-            # 4. Start the emotional tokens
-            state = self._prepare_state(
-                targets, similar, labels, emotion_prompts, semantic_prompts, num_images_per_prompt
-            )
-            if emotion is not None:
-                self._start_tokens(
-                    state, conditioning, num_emotion_tokens, emotion_tokens, emotion_token_init, generator, settings
-                )
-
-            # 5. Denoise
-            self._num_timesteps = len(timesteps)
-            with self.progress_bar(total=math.ceil(len(timesteps) / scheduler.order)) as progress_bar:
-                for i, t in enumerate(timesteps):
-                    if self.interrupt:
-                        continue
-                    model_input = scheduler.scale_model_input(latents, t)
-                    predict = partial(self._predict_noise, model_input, t, conditioning)
-                    preview = partial(self._preview, model_input, t, scheduler, region)
-
-                    # The prompt alone, for whatever is not guided, or not to the full
-                    alone = state.closed if emotion_strength == 1 else list(range(conditioning.batch_size))
-                    noise_reference, noise_pred = self._predict_stock(
-                        predict, conditioning, alone, source, model_input
-                    )
-                    # WHEN
-                    self._open_gates(state, i, preview, noise_pred, settings)
-                    # HOW and WHICH
-                    if opened := state.opened:
-                        guided = self._optimize_tokens(state, i, predict, preview, noise_reference, settings)
-                        noise_pred[opened] = torch.lerp(noise_pred[opened], guided, emotion_strength)
-                    latents = scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
-                    if region is not None:
-                        latents = region.restore(latents, len(timesteps) - 1 - i)
-
-                    if callback_on_step_end is not None:
-                        names = callback_on_step_end_tensor_inputs
-                        latents = self._run_callback(callback_on_step_end, names, i, t, latents, conditioning, state)
-                    if i == len(timesteps) - 1 or (i + 1) % scheduler.order == 0:
-                        progress_bar.set_postfix({"size": f"{width}x{height}", **state.summary()})
-                        progress_bar.update()
-
-            # 6. Decode
-            images, nsfw = self._decode_output(latents, generator, output_type, conditioning.prompt_embeds.dtype)
+        with frozen(*self._guidance_chain):
+            # 3. Start from noise, or from the noise of the source, and the emotional tokens from their own
+            latents, region = self._start_latents(request.given, conditioning)
+            state = self._prepare_state(request, conditioning)
+            # 4. Denoise; see there for WHEN, HOW and WHICH
+            latents = self._denoise(latents, scheduler, timesteps, conditioning, state, region, request)
+            # 5. Decode
+            images, nsfw = self._decode_output(latents, request.given, conditioning.prompt_embeds.dtype)
 
         self.maybe_free_model_hooks()
         output = MusePipelineOutput(images, nsfw, state.tokens, state.traces if emotion is not None else None)

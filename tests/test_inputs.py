@@ -210,7 +210,7 @@ NUMERIC = {
     "num_emotion_tokens": (1, math.inf),
     "num_images_per_prompt": (1, math.inf),
     "guidance_rescale": (0, 1),
-    "emotion_strength": (1e-300, 1),
+    "emotion_strength": (5e-324, 1),
     "max_inner_batch": (1, math.inf),
     "guidance_scale": (-1e6, 1e6),
     **dict.fromkeys(NUMBERS, (0, 1e6)),
