@@ -508,15 +508,15 @@ def checkpointed(*modules: ModelMixin) -> Iterator[None]:
 @contextmanager
 def frozen(*modules: torch.nn.Module) -> Iterator[None]:
     """Modules in eval mode whose weights need no gradient; every flag returns to what it was, whatever happens."""
-    weights = [(weight, weight.requires_grad) for module in modules for weight in module.parameters()]
+    weights = [(module, name, one.requires_grad) for module in modules for name, one in module.named_parameters()]
     training = [(part, part.training) for module in modules for part in module.modules()]
     try:
         for module in modules:
             module.requires_grad_(False).eval()
         yield
     finally:
-        for weight, requires_grad in weights:
-            weight.requires_grad_(requires_grad)
+        for module, name, requires_grad in weights:
+            module.get_parameter(name).requires_grad_(requires_grad)  # by name: offloading replaces weights
         for part, mode in training:
             part.training = mode
 
@@ -1678,6 +1678,13 @@ class MusePipeline(StableDiffusionPipeline):
     def _call_stock(self, arguments: dict[str, Any], extra: dict[str, Any]) -> MusePipelineOutput | tuple:
         """No emotion and no image: the parent's own call, bit for bit."""
         self._check_unexpected(extra.keys() - {"callback", "callback_steps"})
+        callback = arguments["callback_on_step_end"]
+        names = getattr(callback, "tensor_inputs", arguments["callback_on_step_end_tensor_inputs"])
+        if callback is not None and "emotion_tokens" in names:  # which the parent does not know; here they are None
+            arguments = arguments | {
+                "callback_on_step_end": lambda *seen: callback(*seen[:-1], seen[-1] | {"emotion_tokens": None}),
+                "callback_on_step_end_tensor_inputs": [name for name in names if name != "emotion_tokens"],
+            }
         output = super().__call__(**arguments, **extra)
         if not arguments["return_dict"]:
             return output
