@@ -393,13 +393,20 @@ def clip_similarity(
     return scale * (image_features * text_features).sum(dim=-1)
 
 
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Any photograph as upright 8-bit RGB: EXIF rotation applied, 16-bit scaled down, transparency laid on white."""
+def to_rgb(image: PIL.Image.Image, name: str = "image") -> PIL.Image.Image:
+    """
+    Any photograph as upright 8-bit RGB: EXIF rotation applied, 16 bits and floats (of which 1, 255 or 65535 is white)
+    scaled to 8, transparency laid on white.
+    """
     image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image, dtype=np.float32)
-        white = 65535 if image.mode.startswith("I;") or pixels.max() > 255 else 255
-        image = PIL.Image.fromarray((pixels / white * 255).round().clip(0, 255).astype(np.uint8))
+        pixels = np.array(image, dtype=np.float32)
+        most = pixels.max()
+        if not np.isfinite(most):
+            raise ValueError(f"`{name}` has pixels that are not finite.")
+        white = 65535 if image.mode.startswith("I;") or most > 255 else 255
+        pixels *= 255 / (1 if image.mode == "F" and most <= 1 else white)
+        image = PIL.Image.fromarray(pixels.round(out=pixels).clip(0, 255, out=pixels).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
@@ -407,7 +414,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def array_to_rgb(array: np.ndarray, name: str = "image") -> PIL.Image.Image:
-    """An array of shape `(H, W)` or `(H, W, 1, 3 or 4)`, uint8, uint16 or floats in [0, 1], as a picture."""
+    """An array of shape `(H, W)` or `(H, W, 1, 3 or 4)`, uint8, uint16, bool or floats in [0, 1], as a picture."""
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 2 and (array.ndim != 3 or array.shape[-1] not in (3, 4)) or array.size == 0:
@@ -418,8 +425,10 @@ def array_to_rgb(array: np.ndarray, name: str = "image") -> PIL.Image.Image:
         array = (array * 255).round().astype(np.uint8)
     if array.dtype == np.uint16:
         array = (array / 257).round().astype(np.uint8)
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
     if array.dtype != np.uint8:
-        raise ValueError(f"`{name}` arrays have to hold uint8, uint16 or floats, but hold {array.dtype}.")
+        raise ValueError(f"`{name}` arrays have to hold uint8, uint16, bool or floats, but hold {array.dtype}.")
     return to_rgb(PIL.Image.fromarray(array))
 
 
@@ -1126,7 +1135,9 @@ class MusePipeline(StableDiffusionPipeline):
         else:
             if any(isinstance(one, PIL.Image.Image) and 0 in one.size for one in images):
                 raise ValueError(f"`{name}` has no pixels.")
-            result = [to_rgb(one) if isinstance(one, PIL.Image.Image) else array_to_rgb(one, name) for one in images]
+            result = [
+                to_rgb(one, name) if isinstance(one, PIL.Image.Image) else array_to_rgb(one, name) for one in images
+            ]
             count = len(result)
         if count not in (1, batch_size):
             raise ValueError(f"`{name}` holds {count} pictures for {batch_size} prompts; give one, or one for each.")

@@ -394,6 +394,13 @@ def test_thirty_two_bit_modes_may_hold_eight_bit_values():
         assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 0, 100, 255]
 
 
+def test_pictures_of_floats_may_lie_in_zero_to_one_and_have_to_be_finite():
+    image = PIL.Image.fromarray(np.array([[0, 0.2, 1]], dtype=np.float32))
+    assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 51, 255]
+    with pytest.raises(ValueError, match="`mask_image` has pixels that are not finite"):
+        to_rgb(PIL.Image.fromarray(np.array([[0, np.nan]], dtype=np.float32)), "mask_image")
+
+
 def test_transparency_is_laid_on_white():
     image = PIL.Image.new("RGBA", (2, 1), (10, 20, 30, 255))
     image.putpixel((1, 0), (10, 20, 30, 0))
@@ -428,6 +435,10 @@ def test_sixteen_bit_arrays_become_pictures(shape):
     assert np.unique(np.asarray(array_to_rgb(np.full(shape, 32896, np.uint16)))).tolist() == [128]
 
 
+def test_booleans_are_black_and_white():
+    assert np.asarray(array_to_rgb(np.array([[False, True]]), "mask_image"))[0, :, 0].tolist() == [0, 255]
+
+
 @pytest.mark.parametrize(
     "array",
     [
@@ -436,13 +447,12 @@ def test_sixteen_bit_arrays_become_pictures(shape):
         np.zeros(5, np.uint8),
         np.zeros((0, 4, 3), np.uint8),
         np.zeros((4, 6), np.int64),
-        np.zeros((4, 6), bool),
         np.full((4, 6), 1.5),
         np.full((4, 6), -0.1),
         np.full((4, 6), np.nan),
         np.full((4, 6), "x"),
     ],
-    ids=["channels first", "two channels", "one axis", "empty", "int64", "bool", "above", "below", "nan", "text"],
+    ids=["channels first", "two channels", "one axis", "empty", "int64", "above", "below", "nan", "text"],
 )
 def test_other_arrays_are_refused(array):
     with pytest.raises(ValueError, match="`image` arrays"):
