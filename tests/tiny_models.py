@@ -3,10 +3,20 @@
 import json
 import shutil
 import string
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
@@ -134,12 +144,34 @@ def save_muse(folder: Path, semantic_threshold: float = 21.5) -> Path:
     return folder
 
 
-def muse_pipeline(**overrides) -> MusePipeline:
+@dataclass(frozen=True)
+class Family:
+    """A pipeline class and what tests have to know about it, so that one suite runs over all of them."""
+
+    pipeline_class: type[DiffusionPipeline]
+    parent_class: type[DiffusionPipeline]
+    components: Callable[[], dict[str, Any]]  # the parent's
+    settings: dict[str, Any] = field(default_factory=dict)  # the parent's other arguments
+    encoded: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds")  # what `encode_prompt` returns
+
+    @property
+    def extra_components(self) -> set[str]:
+        """The components that the parent does not have."""
+        return set(self.pipeline_class._optional_components) - set(self.parent_class._optional_components)
+
+
+STABLE_DIFFUSION = Family(
+    MusePipeline, StableDiffusionPipeline, stable_diffusion, settings={"requires_safety_checker": False}
+)
+FAMILIES = [STABLE_DIFFUSION]
+
+
+def muse_pipeline(family: Family = STABLE_DIFFUSION, **overrides) -> DiffusionPipeline:
     """
     A tiny MUSE pipeline; `overrides` replace components. Random weights hardly react to a few tokens: the layers
     that tokens, prompts and emotions pass through are amplified, so that effects stand far above rounding errors.
     """
-    components = {**stable_diffusion(), **muse_models(), "preview_vae": None, **overrides}
+    components = {**family.components(), **muse_models(), "preview_vae": None, **overrides}
     with torch.no_grad():
         for name, weight in components["unet"].named_parameters():
             if "attn2" in name and name.endswith("weight"):
@@ -147,7 +179,11 @@ def muse_pipeline(**overrides) -> MusePipeline:
         if isinstance(components["emotion_classifier"], SimEmoForImageClassification):
             for layer in components["emotion_classifier"].classifier[::2]:
                 layer.weight.mul_(30)
-    pipe = MusePipeline(**components, requires_safety_checker=False)
+    return quiet(family.pipeline_class(**components, **family.settings))
+
+
+def quiet(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """The same pipeline without a progress bar."""
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -156,13 +192,13 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def stock(pipe: StableDiffusionPipeline, **arguments) -> torch.Tensor:
+def stock(pipe: DiffusionPipeline, **arguments) -> torch.Tensor:
     """The latents that a short call makes; `arguments` override its own."""
     defaults = {"prompt": "a cat", "num_inference_steps": 3, "output_type": "latent", "generator": generator()}
     return pipe(**(defaults | arguments)).images
 
 
-def guide(pipe: MusePipeline, **arguments) -> MusePipelineOutput:
+def guide(pipe: DiffusionPipeline, **arguments) -> MusePipelineOutput:
     """The output of a short guided call, whose gate opens at once; `arguments` override its own."""
     defaults = {
         "prompt": "a cat",
