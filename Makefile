@@ -2,6 +2,7 @@
 # make test     the test suite
 # make lint     what .ci/run checks besides: ruff and mypy
 # make style    format and sort imports
+# make fix-copies   write what pipeline_muse_xl.py copies from pipeline_muse.py anew
 #
 # Each command first makes $(VENV) with the versions of constraints.txt, where that is missing or out of date.
 # TORCH_INSTALL_ARGS are pip's arguments for PyTorch. The default takes the build that your package index offers first:
@@ -18,7 +19,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint quality style install
+.PHONY: demo test lint quality style fix-copies install
 
 install: $(STAMP)
 
@@ -42,3 +43,6 @@ lint quality: $(STAMP)
 style: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fix-copies: $(STAMP)
+	$(BIN)/python utils/fix_copies.py

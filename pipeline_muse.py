@@ -1661,9 +1661,10 @@ class MusePipeline(StableDiffusionPipeline):
     def _check_counts(self, given: Mapping[str, Any], num_prompts: int) -> None:
         """What upstream checks late or not at all: counts, scales, generators, latents, misspelt arguments."""
         self._check_unexpected(given["kwargs"])
-        negative_prompt, generator, latents = given["negative_prompt"], given["generator"], given["latents"]
-        if isinstance(negative_prompt, list) and len(negative_prompt) != num_prompts:
-            raise ValueError(f"`negative_prompt` has {len(negative_prompt)} entries for {num_prompts} prompts.")
+        generator, latents = given["generator"], given["latents"]
+        for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
+            if isinstance(given.get(name), list) and len(given[name]) != num_prompts:
+                raise ValueError(f"`{name}` has {len(given[name])} entries for {num_prompts} prompts.")
         check_range("num_inference_steps", given["num_inference_steps"], 1, integer=True)
         check_range("guidance_scale", given["guidance_scale"], -MAX_WEIGHT, MAX_WEIGHT)
         check_range("guidance_rescale", given["guidance_rescale"], 0, 1)
@@ -1699,7 +1700,7 @@ class MusePipeline(StableDiffusionPipeline):
         output = super().__call__(**arguments, **extra)
         if not arguments["return_dict"]:
             return output
-        return MusePipelineOutput(images=output.images, nsfw_content_detected=output.nsfw_content_detected)
+        return MusePipelineOutput(**vars(output))
 
     def _resolve_timesteps(self, given: Mapping[str, Any]) -> tuple[Any, torch.Tensor]:
         """The scheduler and its timesteps; for an edit DDIM and the part of its path that is walked back."""
