@@ -1,0 +1,435 @@
+# Copyright 2026 The MUSE pipelines authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Scores the pictures of a folder: what does each evoke, by a classifier? For judging the output of any generator.
+
+python examples/score_emotions.py outputs/generate
+python examples/score_emotions.py path/to/pictures --recursive --classifier path/or/id --output_dir outputs/scores
+
+Writes `scores.jsonl`, one line per picture as it is done, and at the end `scores.csv`, `summary.json` and a sheet of
+each emotion's most confident pictures. A run that was killed goes on where it ended; pictures that changed are scored
+again. Where a picture's `metadata.jsonl`, name or folder tells the emotion that was intended, the summary holds
+accuracy and recall.
+
+Pictures are prepared as the pipeline prepares previews for the classifier that guides: those of another aspect ratio
+are squeezed, so that all of a picture counts. With --center_crop they are cut to the middle, as many classifiers were
+trained. Square pictures are the same either way.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from loading import (
+    DTYPES,
+    REPOSITORY,
+    add_device_options,
+    label_probabilities,
+    picture_pixels,
+    positive_int,
+)
+from PIL import Image
+from sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+
+from pipeline_muse import PIXEL_SETTINGS, PixelSpec, chunks, to_rgb
+
+
+sys.path.append(str(REPOSITORY / "emotion_classifier"))  # SimEmo loads without trust in anybody's code
+
+import modeling_simemo  # noqa: E402, F401
+
+
+SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+METADATA = "metadata.jsonl"  # what generate.py and edit.py write beside their pictures, as they do SHEET
+SHEET = "sheet.png"
+THUMBNAIL = (320, 320)  # px; the most that a sheet shows
+LONGEST_REMARK = 26  # letters below a picture
+
+Row = dict[str, Any]  # a line of scores.jsonl
+
+
+def existing_folder(text: str) -> Path:
+    """The type of options that name a folder."""
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text!r}")
+    return path
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line, or `arguments`; ends the program with a message where they make no sense."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=existing_folder, help="the pictures")
+    parser.add_argument("--recursive", action="store_true", help="also those of its folders")
+    parser.add_argument(
+        "--classifier",
+        default=str(REPOSITORY / "emotion_classifier"),
+        help="any image classifier of transformers, a Hub id or a path. Default: the bundled one, which knows "
+        "Storybook's pictures only.",
+    )
+    parser.add_argument("--revision", default="main", help="revision of the classifier on the Hub")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the classifier brings")
+    parser.add_argument("--center_crop", action="store_true", help="cut pictures to the middle instead of squeezing")
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="pictures at a time")
+    parser.add_argument("--columns", type=positive_int, default=8, help="pictures of each emotion on the sheet")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/scores"), help="Default: %(default)s.")
+    add_device_options(parser)
+    args = parser.parse_args(arguments)
+    if args.output_dir.exists() and not args.output_dir.is_dir():
+        parser.error(f"--output_dir: {str(args.output_dir)!r} is a file")
+    if not find_pictures(args):
+        parser.error(f"{str(args.folder)!r} holds no pictures{'' if args.recursive else '; look deeper: --recursive'}")
+    return args
+
+
+# --------------------------------------------------------------------------------------
+# Pictures and their classifier
+# --------------------------------------------------------------------------------------
+
+
+def find_pictures(args: argparse.Namespace) -> list[Path]:
+    """The folder's pictures by name; without our own sheets and whatever lies in the output's folder."""
+    found = args.folder.rglob("*") if args.recursive else args.folder.iterdir()
+    output = args.output_dir.resolve()
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and output not in path.resolve().parents
+        and not (path.name == SHEET and (path.parent / METADATA).exists())
+    )
+
+
+def load_classifier(args: argparse.Namespace) -> tuple[PreTrainedModel, PixelSpec]:
+    """The classifier on its device, and what it wants to see: by its config or else by its image processor."""
+    source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    classifier = AutoModelForImageClassification.from_pretrained(args.classifier, dtype=DTYPES[args.dtype], **source)
+    if all(hasattr(classifier.config, name) for name in PIXEL_SETTINGS):
+        spec = PixelSpec.from_classifier(classifier)
+    else:
+        spec = PixelSpec.from_processor(AutoImageProcessor.from_pretrained(args.classifier, **source))
+    return classifier.to(args.device).eval(), spec
+
+
+def fingerprint(classifier: PreTrainedModel) -> str:
+    """Tells classifiers apart by their weights, whatever they are called."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(classifier.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def read_intentions(path: Path) -> dict[str, Any]:
+    """The emotion of each file in a `metadata.jsonl` of `generate.py` or `edit.py`; empty where there is none."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        entries = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # the last may be torn
+    except ValueError as error:
+        raise SystemExit(f"{str(path)!r} is not JSON, line by line: {error}") from None
+    return {entry["file"]: entry.get("emotion") for entry in entries if "file" in entry}
+
+
+def words(text: str) -> str:
+    """`Sea-at dawn` -> `_sea_at_dawn_`, in which `_dawn_` is found as a whole word."""
+    return "_".join(["", *re.findall(r"[^\W_]+", text.lower()), ""])
+
+
+def intended_emotion(path: Path, labels: Sequence[str], intentions: Mapping[str, Any]) -> str | None:
+    """
+    What a picture was meant to evoke.
+
+    Args:
+        path (`Path`): The picture.
+        labels (sequence of `str`): The labels of the classifier.
+        intentions (`Mapping[str, Any]`): Of the picture's folder, from `read_intentions`. A picture that is not among
+            them is meant to evoke the label that its name holds as a word, or else that of its folder.
+
+    Returns:
+        `str` or `None`: A label. `None` if nothing is known, or it is none of the labels, or several.
+    """
+    if path.name in intentions:
+        emotion = intentions[path.name]
+        return emotion if isinstance(emotion, str) and emotion in labels else None
+    for text in (path.stem, path.resolve().parent.name):
+        named = [label for label in labels if words(label) in words(text)]
+        if named:
+            return named[0] if len(named) == 1 else None
+    return None
+
+
+# --------------------------------------------------------------------------------------
+# Scores
+# --------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file as a whole or not at all. Names of files may hold bytes that are no text."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+    os.replace(partial, path)
+
+
+def claim_output(args: argparse.Namespace, classifier: PreTrainedModel, spec: PixelSpec) -> None:
+    """Notes in the output's folder what its scores are of; ends the program where they are of something else."""
+    settings = {
+        "folder": str(args.folder.resolve()),
+        "weights": fingerprint(classifier),
+        "labels": label_names(classifier),
+        "pixels": [list(values) for values in (spec.size, spec.mean, spec.std)],
+        "center_crop": args.center_crop,
+        "dtype": args.dtype,
+    }
+    path = args.output_dir / "settings.json"
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if others := [name for name, value in settings.items() if known.get(name) != value]:
+            raise SystemExit(
+                f"--output_dir: {str(args.output_dir)!r} holds the scores of {known.get('classifier')!r} for"
+                f" {known.get('folder')!r}, with other {', '.join(others)}. Choose another, or delete it."
+            )
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"classifier": args.classifier, **settings}, indent=2) + "\n")
+
+
+def label_names(classifier: PreTrainedModel) -> list[str]:
+    """The classifier's labels, in the order of its logits."""
+    id2label = classifier.config.id2label
+    return [id2label[index] for index in sorted(id2label)]
+
+
+def read_rows(path: Path) -> dict[str, Row]:
+    """The rows of `scores.jsonl` by file, the last where there are several; a line that a kill has torn is cut off."""
+    if not path.exists():
+        return {}
+    text = path.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    if whole < len(text):
+        os.truncate(path, whole)
+    rows = {}
+    for number, line in enumerate(text[:whole].splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rows[row["file"]] = row
+        except (ValueError, KeyError, TypeError):
+            message = f"Line {number} of {str(path)!r} is no score; delete it, or choose another --output_dir."
+            raise SystemExit(message) from None
+    return rows
+
+
+def start_row(path: Path, folder: Path) -> Row:
+    """What tells a picture from another, or from what it was."""
+    state = path.stat()
+    return {"file": path.relative_to(folder).as_posix(), "size": state.st_size, "modified": state.st_mtime_ns}
+
+
+def score_batch(rows: Sequence[Row], classifier: PreTrainedModel, spec: PixelSpec, args: argparse.Namespace) -> None:
+    """Adds to each row what its picture evokes, or the error that kept it from being seen."""
+    pixels, seen = [], []
+    for row in rows:
+        try:
+            with Image.open(args.folder / row["file"]) as image:
+                pixels.append(picture_pixels(image, spec, args.center_crop))
+            seen.append(row)
+        except Exception as error:  # decoders raise nearly anything for a broken file
+            row["error"] = f"{type(error).__name__}: {error}"
+    answers = label_probabilities(classifier, torch.cat(pixels)) if pixels else []
+    for row, probabilities in zip(seen, answers):
+        if not all(math.isfinite(value) for value in probabilities.values()):
+            row["error"] = f"the classifier's answer is not finite in {args.dtype}"
+            continue
+        emotion = max(probabilities, key=probabilities.__getitem__)
+        row |= {"emotion": emotion, "probability": probabilities[emotion], "probabilities": probabilities}
+
+
+def score_folder(args: argparse.Namespace, classifier: PreTrainedModel, spec: PixelSpec) -> list[Row]:
+    """
+    Scores the pictures that have no score yet, each batch written as it is done.
+
+    Args:
+        args (`argparse.Namespace`): The options.
+        classifier, spec: From `load_classifier`.
+
+    Returns:
+        `list[Row]`: One row per picture of the folder, by name. Those that could not be read have an "error".
+    """
+    path = args.output_dir / "scores.jsonl"
+    known, rows = read_rows(path), [start_row(picture, args.folder) for picture in find_pictures(args)]
+    done = {
+        row["file"]
+        for row in rows
+        if (old := known.get(row["file"])) and "error" not in old and row.items() <= old.items()
+    }
+    waiting = [row for row in rows if row["file"] not in done]
+    with (
+        open(path, "a", encoding="utf-8") as record,
+        tqdm(total=len(rows), initial=len(done), desc="pictures", dynamic_ncols=True) as progress,
+    ):
+        for batch in chunks(waiting, args.batch_size):
+            score_batch(batch, classifier, spec, args)
+            for row in batch:
+                record.write(json.dumps(row) + "\n")
+                record.flush()
+            progress.update(len(batch))
+    return [known[row["file"]] if row["file"] in done else row for row in rows]
+
+
+def add_intentions(rows: Sequence[Row], labels: Sequence[str], folder: Path) -> None:
+    """Adds to each row the emotion that was intended, `None` where that is not known."""
+    parents = {(folder / row["file"]).parent for row in rows}
+    intentions = {parent: read_intentions(parent / METADATA) for parent in parents}
+    for row in rows:
+        path = folder / row["file"]
+        row["intended"] = intended_emotion(path, labels, intentions[path.parent])
+
+
+# --------------------------------------------------------------------------------------
+# Reports
+# --------------------------------------------------------------------------------------
+
+
+def write_tables(rows: Sequence[Row], labels: Sequence[str], folder: Path) -> None:
+    """Writes `scores.csv`, and `scores.jsonl` anew: in the order of names, without what is outdated."""
+    lines: list[list[Any]] = [["file", "emotion", "probability", "intended", *labels, "error"]]
+    for row in rows:
+        probabilities = row.get("probabilities", {})
+        lines.append(
+            [*(row.get(name) for name in lines[0][:4]), *(probabilities.get(label) for label in labels)]
+            + [row.get("error")]
+        )
+    table = io.StringIO(newline="")
+    csv.writer(table, lineterminator="\n").writerows(lines)
+    write_text(folder / "scores.csv", table.getvalue())
+    write_text(folder / "scores.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, `None` of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def summarize(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
+    """
+    Counts what was found.
+
+    Args:
+        rows (sequence of `Row`): The rows, with what was intended.
+        labels (sequence of `str`): The labels of the classifier.
+
+    Returns:
+        `dict[str, Any]`: How many pictures were scored ("pictures") and were not ("unreadable"); the "mean_confidence"
+        of the answers; of how many pictures the intention is known ("intended"), and the share of these that evoke it
+        ("accuracy"); and "emotions", label by label: "pictures" and "mean_confidence" of those that evoke it,
+        "intended" and "recall" of those that should. Shares of nothing are `None`.
+    """
+    scored = [row for row in rows if "error" not in row]
+    hits = [row["emotion"] == row["intended"] for row in scored if row["intended"] is not None]
+    emotions = {}
+    for label in labels:
+        evoking = [row["probability"] for row in scored if row["emotion"] == label]
+        meant = [row["emotion"] == label for row in scored if row["intended"] == label]
+        emotions[label] = {
+            "pictures": len(evoking),
+            "mean_confidence": mean(evoking),
+            "intended": len(meant),
+            "recall": mean(meant),
+        }
+    return {
+        "pictures": len(scored),
+        "unreadable": len(rows) - len(scored),
+        "mean_confidence": mean([row["probability"] for row in scored]),
+        "intended": len(hits),
+        "accuracy": mean(hits),
+        "emotions": emotions,
+    }
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """The summary as a table for the eye."""
+
+    def line(name: str, values: Mapping[str, Any], share: str) -> str:
+        shares = ["–" if values[key] is None else f"{values[key]:.1%}" for key in ("mean_confidence", share)]
+        return f"{name:<{width}}{values['pictures']:>10}{shares[0]:>12}{values['intended']:>10}{shares[1]:>9}"
+
+    width = max(map(len, (*summary["emotions"], "emotion"))) + 2
+    return "\n".join(
+        [
+            f"{'emotion':<{width}}{'pictures':>10}{'confidence':>12}{'intended':>10}{'recall':>9}",
+            *(line(label, values, "recall") for label, values in summary["emotions"].items()),
+            line("all", summary, "accuracy"),
+        ]
+    )
+
+
+def cell_of(row: Row, folder: Path) -> Cell:
+    """A picture of the sheet, below it its name and, where another emotion was intended, that."""
+    with Image.open(folder / row["file"]) as image:
+        picture = to_rgb(image)
+    picture.thumbnail(THUMBNAIL)
+    name, intended = Path(row["file"]).name.encode("ascii", "replace").decode(), row["intended"]
+    remark = name if intended in (None, row["emotion"]) else f"{intended}: {name}"
+    if len(remark) > LONGEST_REMARK:
+        remark = remark[: LONGEST_REMARK - 1] + "…"
+    color = FAINT if intended is None else GOOD if intended == row["emotion"] else BAD
+    title = f"{row['emotion']} {row['probability']:.2f}"
+    return Cell(picture, title, remark, color, EMOTION_COLORS.get(row["emotion"], INK))
+
+
+def sheet_of(rows: Sequence[Row], labels: Sequence[str], folder: Path, columns: int) -> Image.Image:
+    """One row of pictures per emotion that was found, the most confident first."""
+    scored = sorted((row for row in rows if "error" not in row), key=lambda row: (-row["probability"], row["file"]))
+    best = [[row for row in scored if row["emotion"] == label][:columns] for label in labels]
+    columns = max(map(len, best))
+    blank = Cell(Image.new("RGB", (1, 1), PAPER), "")
+    cells = [[cell_of(row, folder) for row in line] + [blank] * (columns - len(line)) for line in best if line]
+    return contact_sheet([cell for line in cells for cell in line], columns)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Scores the folder of the command line, or of `arguments`."""
+    args = parse_args(arguments)
+    try:
+        classifier, spec = load_classifier(args)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--classifier: {error}") from None
+    claim_output(args, classifier, spec)
+    labels, rows = label_names(classifier), score_folder(args, classifier, spec)
+    add_intentions(rows, labels, args.folder)
+    write_tables(rows, labels, args.output_dir)
+    summary = summarize(rows, labels)
+    write_text(args.output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    for row in rows:
+        if "error" in row:
+            print(f"Skipped {ascii(row['file'])}: {row['error']}", file=sys.stderr)
+    if not summary["pictures"]:
+        raise SystemExit("None of the pictures could be scored.")
+    print(summary_text(summary))
+    print(save(sheet_of(rows, labels, args.folder, args.columns), args.output_dir / SHEET))
+
+
+if __name__ == "__main__":
+    main()
