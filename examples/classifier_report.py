@@ -133,7 +133,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: 
     side = 2.4 + 0.55 * len(names)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), [f"{name} ({int(total)})" for name, total in zip(names, totals)])
     axes.set(xlabel="answer", ylabel="truth (pictures)", title="answers in % of the truth")
@@ -280,7 +280,9 @@ def model_card(report: dict[str, Any]) -> ModelCard:
         calibration_note=""
         if own_test
         else "The error after scaling is on these same pictures, so it is a little too good. ",
-        recipe_table=_table([("option", "value"), *((f"`{key}`", value) for key, value in recipe.items())]),
+        recipe_table=_table(
+            [("option", "value"), *((f"`{key}`", value) for key, value in recipe.items() if value is not None)]
+        ),
         **{key: report[key] for key in ("best_epoch", "epochs", "seconds", "device")},
     )
     return ModelCard(text)

@@ -337,7 +337,7 @@ def balanced_weights(examples: Sequence[Example], labels: Sequence[str]) -> list
 
 def text_of(example: Example, template: str) -> str:
     """What a picture evokes and, where known, shows; the feeling first, as long texts are cut at the end."""
-    feeling = template.format(label=example.label)
+    feeling = template.replace("{label}", example.label)
     return f"{feeling}: {example.caption}" if example.caption else feeling
 
 

@@ -174,7 +174,7 @@ def find_problem(args: argparse.Namespace) -> str | None:
         return "--clip or --init_from has to say where the vision tower comes from"
     if args.text_weight and not args.clip:
         return "the text term of the loss needs the text tower of --clip; leave it out with --text_weight 0"
-    if "{label}" not in args.caption_template or args.caption_template.format(label="").count("{"):
+    if "{label}" not in args.caption_template:
         return f"--caption_template has to hold {{label}}, got {args.caption_template!r}"
     if unknown := set(args.report_to) - set(available):
         return (
