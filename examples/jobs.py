@@ -13,6 +13,7 @@
 # limitations under the License.
 """Runs many pictures through a `MusePipeline` in batches, and keeps what came of each."""
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,19 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from loading import emotion_name, generators
+from loading import call_options, emotion_name, generators, load_pipeline
 from PIL import Image
 from sheets import BAD, EMOTION_COLORS, GOOD, INK, Cell, contact_sheet, save
+
+from pipeline_muse import normalize_emotion
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to be made: what it shows, what it should evoke, its seed, and the picture to edit, if any."""
+    """One picture to be made: what it shows, what it should evoke, its seed, and the picture to edit and where."""
 
     prompt: str | None
     emotion: str | dict[str, float] | None
     seed: int
     source: Path | None = None
+    mask: Path | None = None
     name: str = ""
 
     @property
@@ -42,8 +46,8 @@ class Job:
 
 
 def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
-    """Cuts jobs into batches of at most `batch_size` that have one source and, all or none of them, a prompt."""
-    for _, group in groupby(jobs, key=lambda job: (job.source, job.prompt is None)):
+    """Cuts jobs into batches of at most `batch_size` with one source and mask and, all or none of them, a prompt."""
+    for _, group in groupby(jobs, key=lambda job: (job.source, job.mask, job.prompt is None)):
         alike = list(group)
         for start in range(0, len(alike), batch_size):
             yield alike[start : start + batch_size]
@@ -66,6 +70,8 @@ def run_batch(pipe: DiffusionPipeline, batch: Sequence[Job], **options: Any) -> 
         options["emotion"] = emotions
     if batch[0].source is not None:
         options["image"] = Image.open(batch[0].source)
+    if batch[0].mask is not None:
+        options["mask_image"] = Image.open(batch[0].mask)
     if batch[0].prompt is not None:
         options["prompt"] = [job.prompt for job in batch]
     seeds = [generators(job.seed, 1)[0] for job in batch]
@@ -88,8 +94,9 @@ def verdict(trace: Any) -> tuple[str, str]:
 def record(job: Job, trace: Any, path: Path) -> dict[str, Any]:
     """What is worth knowing about a picture, as JSON."""
     entry: dict[str, Any] = {"file": path.name, "prompt": job.prompt, "emotion": job.emotion, "seed": job.seed}
-    if job.source is not None:
-        entry["source"] = str(job.source)
+    for name in ("source", "mask"):
+        if getattr(job, name) is not None:
+            entry[name] = str(getattr(job, name))
     if trace is not None:
         entry |= {
             "gate_step": trace.gate_step,
@@ -116,7 +123,7 @@ def run_all(
         jobs (sequence of [`Job`]): What to make.
         batch_size (`int`): Pictures per call of the pipeline, at most.
         folder (`Path`): Where to write; made if need be.
-        report (callable): Told the path of each picture.
+        report (callable): Told the path and the size of each picture.
         options: Further arguments of the pipeline.
 
     Returns:
@@ -131,8 +138,29 @@ def run_all(
                 path = save(image, folder / job.file_name)
                 metadata.write(json.dumps(record(job, trace, path)) + "\n")
                 metadata.flush()
-                report(str(path))
+                report(f"{path} ({image.width}x{image.height})")
                 name = emotion_name(job.emotion)
                 cells.append(Cell(image, name, *verdict(trace), title_color=EMOTION_COLORS.get(name, INK)))
     columns = len({emotion_name(job.emotion) for job in jobs})
     return save(contact_sheet(cells, max(columns, min(len(cells), 4))), folder / "sheet.png")
+
+
+def run_script(args: argparse.Namespace, jobs: Sequence[Job]) -> None:
+    """
+    Makes the pictures of a script, and prints where they are.
+
+    Args:
+        args (`argparse.Namespace`): The options of `loading.script_parser`.
+        jobs (sequence of [`Job`]): What to make.
+
+    Raises:
+        SystemExit: If the pipeline does not know an emotion, before any picture is made.
+    """
+    pipe = load_pipeline(args)
+    try:
+        for job in jobs:
+            normalize_emotion(job.emotion, pipe.emotion_labels)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    sheet = run_all(pipe, jobs, args.batch_size, args.output_dir, report=print, **call_options(args))
+    print(f"All of them: {sheet}")

@@ -14,7 +14,6 @@
 """What the example scripts share: their options, and how they load a pipeline."""
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -25,14 +24,7 @@ from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from storybook_settings import MUSE_SETTINGS
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    CLIPModel,
-    CLIPTokenizer,
-    PreTrainedModel,
-)
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers import CLIPModel, PreTrainedModel
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -41,24 +33,29 @@ sys.path.append(str(REPOSITORY))  # a clone works without being installed
 from pipeline_muse import PixelSpec, to_rgb  # noqa: E402
 
 
-# The CLIP whose text encoder Stable Diffusion 1.x has.
+# The CLIP whose text encoder Stable Diffusion 1.x and XL have.
 CLIP_OF_STABLE_DIFFUSION = "openai/clip-vit-large-patch14"
-
-# Zero-shot classification by CLIP: for each emotion, the mean feature of these texts.
-ZERO_SHOT_TEMPLATES = ("a picture that evokes {}", "a scene full of {}", "an image of {}", "this looks like {}")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Options of the scripts that are arguments of the pipeline by the same name, where given.
 CALL_OPTIONS = (
+    "negative_prompt",
+    "height",
+    "width",
+    "strength",
+    "guidance_reference",
     "num_inference_steps",
     "guidance_scale",
+    "emotion_strength",
     "semantic_threshold",
     "max_inner_steps",
     "emotion_learning_rate",
     "stop_probability",
     "num_emotion_tokens",
     "emotion_token_init",
+    "max_inner_batch",
+    "gradient_checkpointing",
 )
 
 
@@ -117,11 +114,51 @@ def existing_file(text: str) -> Path:
     return path
 
 
+def picture_file(text: str) -> Path:
+    """The type of options that name a picture."""
+    path = existing_file(text)
+    try:
+        Image.open(path).close()
+    except (OSError, Image.DecompressionBombError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be opened as a picture: {error}") from error
+    return path
+
+
 def positive_int(text: str) -> int:
     """The type of options that count something."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
+
+
+def share(text: str) -> float:
+    """The type of options that lie in (0, 1]."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} does not lie in (0, 1]")
+    return number
+
+
+def script_parser(description: str, output_dir: str) -> argparse.ArgumentParser:
+    """The options of a script that makes each of many pictures with each of many emotions."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--emotion",
+        nargs="+",
+        type=parse_emotion,
+        required=True,
+        help="emotions, mixtures such as awe=0.7,fear=0.3, or none; each picture is made with each",
+    )
+    parser.add_argument("--batch_size", type=positive_int, default=1, help="pictures at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="Default: %(default)s.")
+    add_model_options(parser)
+    add_guidance_options(parser)
+    add_memory_options(parser)
+    return parser
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +167,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--base",
         default=str(REPOSITORY),
-        help="Stable Diffusion 1.x or 2.x checkpoint, a Hub id or a path. Default: Storybook, which is bundled.",
+        help="Stable Diffusion checkpoint, 1.x, 2.x or XL, a Hub id or a path. Default: Storybook, which is bundled.",
     )
     group.add_argument("--revision", help="revision of the base on the Hub")
     group.add_argument("--variant", help="variant of the base's weights, such as fp16")
@@ -141,7 +178,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--classifier",
-        default="zero-shot",
         help="emotion classifier that guides, a Hub id or a path; its repository's code is trusted. "
         "Default: the base's own, or zero-shot by the gate's CLIP where it has none.",
     )
@@ -158,7 +194,13 @@ def add_device_options(group: argparse._ActionsContainer) -> None:
 def add_memory_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that trade time for memory."""
     group = parser.add_argument_group("memory")
-    group.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations of the UNet")
+    group.add_argument("--max_inner_batch", type=positive_int, help="pictures of a batch that are optimised at a time")
+    group.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        default=None,
+        help="recompute activations of UNet and decoder while optimising: much less memory, a third more time",
+    )
     group.add_argument("--attention_slicing", action="store_true", help="compute attention in slices")
     group.add_argument("--vae_slicing", action="store_true", help="decode one image at a time")
     group.add_argument("--model_cpu_offload", action="store_true", help="keep idle models in main memory")
@@ -170,6 +212,11 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("guidance")
     group.add_argument("--num_inference_steps", type=positive_int, help="denoising steps")
     group.add_argument("--guidance_scale", type=float)
+    group.add_argument(
+        "--emotion_strength",
+        type=share,
+        help="how much of the emotion's effect on each step is taken, in (0, 1]",
+    )
     group.add_argument("--semantic_threshold", type=float, help="similarity at which the emotion sets in")
     group.add_argument("--max_inner_steps", type=positive_int, help="optimisation steps per denoising step, at most")
     group.add_argument("--emotion_learning_rate", type=float)
@@ -184,53 +231,16 @@ def is_storybook(base: str) -> bool:
 
 
 def call_options(args: argparse.Namespace) -> dict:
-    """The options of `add_guidance_options` that were given, as arguments of the pipeline; Storybook has its own."""
+    """Those of `CALL_OPTIONS` that were given, as arguments of the pipeline; Storybook has its own defaults."""
     given = {name: getattr(args, name, None) for name in CALL_OPTIONS}
     chosen = {name: value for name, value in given.items() if value is not None}
     return {**MUSE_SETTINGS, **chosen} if is_storybook(args.base) else chosen
 
 
-@torch.no_grad()
-def zero_shot_classifier(clip_model: CLIPModel, tokenizer: CLIPTokenizer) -> PreTrainedModel:
-    """
-    Makes an emotion classifier of a CLIP without any training: the paper's zero-shot baseline.
-
-    Args:
-        clip_model (`CLIPModel`): The model; its vision tower is copied.
-        tokenizer (`CLIPTokenizer`): Its tokenizer.
-
-    Returns:
-        `PreTrainedModel`: A `SimEmoForImageClassification` of the eight emotions, in the dtype of `clip_model`.
-    """
-    code = str(REPOSITORY / "emotion_classifier")
-    classifier_class = get_class_from_dynamic_module("modeling_simemo.SimEmoForImageClassification", code)
-    config = classifier_class.config_class(
-        vision_config=clip_model.config.vision_config,
-        projection_dim=clip_model.config.projection_dim,
-        head_hidden_sizes=[],
-        head_bias=False,
-        normalize_features=True,
-        logit_scale=clip_model.logit_scale.exp().item(),
-    )
-    classifier = classifier_class(config).to(clip_model.dtype).eval()
-    classifier.clip.vision_model.load_state_dict(clip_model.vision_model.state_dict())
-    classifier.clip.visual_projection.load_state_dict(clip_model.visual_projection.state_dict())
-    length = clip_model.config.text_config.max_position_embeddings
-    for index, label in config.id2label.items():
-        texts = [template.format(label) for template in ZERO_SHOT_TEMPLATES]
-        features = clip_model(
-            **tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt"),
-            pixel_values=torch.zeros(1, 3, config.image_size, config.image_size, dtype=clip_model.dtype),
-        ).text_embeds  # (texts, projection_dim), normalised
-        mean = features.float().mean(dim=0)
-        classifier.classifier[0].weight[index] = mean / mean.norm()
-    return classifier
-
-
-def is_muse_checkpoint(base: str) -> bool:
-    """Whether a folder holds a checkpoint that brings the models of MUSE."""
-    index = Path(base) / "model_index.json"
-    return index.is_file() and "emotion_classifier" in json.loads(index.read_text())
+def lacks_clip(base: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint brings no CLIP for the semantic gate, as one that was made without MUSE in mind."""
+    index = DiffusionPipeline.load_config(base, revision=revision)
+    return not any(index.get("clip_model", ()))
 
 
 def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
@@ -247,11 +257,8 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
     models = {}
     if args.preview_vae:
         models["preview_vae"] = AutoencoderTiny.from_pretrained(args.preview_vae, torch_dtype=dtype)
-    if not is_muse_checkpoint(args.base):
+    if lacks_clip(args.base, args.revision):
         models["clip_model"] = CLIPModel.from_pretrained(args.clip, dtype=dtype).eval()
-        if args.classifier == "zero-shot":
-            tokenizer = CLIPTokenizer.from_pretrained(args.clip)
-            models["emotion_classifier"] = zero_shot_classifier(models["clip_model"], tokenizer)
     pipe = DiffusionPipeline.from_pretrained(
         args.base,
         revision=args.revision,
@@ -261,13 +268,8 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
         trust_remote_code=True,
         **models,
     )
-    if args.classifier != "zero-shot":
-        classifier = AutoModelForImageClassification.from_pretrained(
-            args.classifier, dtype=dtype, trust_remote_code=True
-        )
-        has_sizes = all(hasattr(classifier.config, name) for name in ("image_size", "image_mean", "image_std"))
-        processor = None if has_sizes else AutoImageProcessor.from_pretrained(args.classifier)
-        pipe.load_emotion_classifier(classifier.eval(), image_processor=processor)
+    if args.classifier:
+        pipe.load_emotion_classifier(args.classifier, trust_remote_code=True)
     return place(pipe, args)
 
 
@@ -276,8 +278,6 @@ def place(pipe: DiffusionPipeline, args: argparse.Namespace) -> DiffusionPipelin
     options = vars(args)
     if args.device == "cpu":  # there the backward pass of PyTorch's fused attention is slow
         pipe.unet.set_attn_processor(AttnProcessor())
-    if options.get("gradient_checkpointing"):
-        pipe.unet.enable_gradient_checkpointing()
     if options.get("attention_slicing"):
         pipe.enable_attention_slicing()
     if options.get("vae_slicing"):

@@ -30,22 +30,22 @@ from typing import Any
 import matplotlib
 import torch
 from diffusers import DiffusionPipeline
-from jobs import Job, run_batch
+from jobs import Job, run_batch, verdict
 from loading import (
     REPOSITORY,
     add_guidance_options,
     add_model_options,
     call_options,
-    existing_file,
     label_probabilities,
     load_judge,
     load_pipeline,
+    picture_file,
     picture_pixels,
 )
 from PIL import Image
 from sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
 
-from pipeline_muse import PixelSpec
+from pipeline_muse import PixelSpec, to_rgb
 
 
 matplotlib.use("Agg")
@@ -62,7 +62,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", default=PROMPT, help="the scene to tell. Default: %(default)s.")
     parser.add_argument("--emotion", help="edit towards this emotion only. Default: towards each.")
-    parser.add_argument("--image", type=existing_file, help="the picture to edit. Default: one that is bundled.")
+    parser.add_argument("--image", type=picture_file, help="the picture to edit. Default: one that is bundled.")
     parser.add_argument("--caption", help="what --image shows. Default: the prompt.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="Default: %(default)s.")
@@ -78,11 +78,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def remark(who: str, probabilities: dict[str, float], wanted: str | None) -> tuple[str, str]:
-    """What a classifier sees in a picture, such as `judge: fear 87%`, in the colour of its agreement with `wanted`."""
+def remark(probabilities: dict[str, float], wanted: str | None) -> tuple[str, str]:
+    """What the judge sees in a picture, such as `judge: fear 87%`, in the colour of its agreement with `wanted`."""
     label = max(probabilities, key=probabilities.__getitem__)
     color = FAINT if wanted is None else GOOD if label == wanted else BAD
-    return f"{who}: {label} {probabilities[label]:.0%}", color
+    return f"judge: {label} {probabilities[label]:.0%}", color
 
 
 def sheet_of(
@@ -90,6 +90,7 @@ def sheet_of(
     judge: Any,
     images: Sequence[Image.Image],
     emotions: Sequence[str | None],
+    traces: Sequence[Any],
     first: str,
     heading: str,
 ) -> Image.Image:
@@ -98,26 +99,24 @@ def sheet_of(
 
     Args:
         pipe (`DiffusionPipeline`): The `MusePipeline` that made them.
-        judge (`PreTrainedModel` or `None`): The classifier that gives the verdicts. `None`: the one that guided.
+        judge (`PreTrainedModel` or `None`): The classifier that gives the verdicts. `None`: whatever guided, at last.
         images (sequence of `PIL.Image.Image`): The pictures.
         emotions (sequence of `str` or `None`): What each should evoke.
+        traces (sequence of `MuseTrace` or `None`): What the guide saw.
         first (`str`): The title of those that should evoke nothing.
         heading (`str`): The text above them all.
 
     Returns:
         `PIL.Image.Image`: The sheet.
     """
-    guide = pipe.emotion_classifier
-    spec = PixelSpec.from_classifier(guide)  # the judge was trained on the same pixels
-    seen = label_probabilities(judge or guide, torch.cat([picture_pixels(image, spec) for image in images]))
+    remarks = [verdict(trace) for trace in traces]
+    if judge is not None:
+        spec = PixelSpec.from_classifier(pipe.emotion_classifier)  # the judge was trained on the same pixels
+        seen = label_probabilities(judge, torch.cat([picture_pixels(image, spec) for image in images]))
+        remarks = [remark(probabilities, emotion) for probabilities, emotion in zip(seen, emotions)]
     cells = [
-        Cell(
-            image,
-            emotion or first,
-            *remark("judge" if judge else "guide", probabilities, emotion),
-            title_color=EMOTION_COLORS.get(emotion or "", INK),
-        )
-        for image, emotion, probabilities in zip(images, emotions, seen)
+        Cell(image, emotion or first, *told, title_color=EMOTION_COLORS.get(emotion or "", INK))
+        for image, emotion, told in zip(images, emotions, remarks)
     ]
     return contact_sheet(cells, columns=min(len(cells), 3 if len(cells) % 3 == 0 else 5), heading=heading)
 
@@ -170,7 +169,7 @@ def tell(pipe: DiffusionPipeline, judge: Any, args: argparse.Namespace, options:
     """One prompt and one seed: without an emotion, then with each. Writes the sheet and the plot of the inner loop."""
     emotions = [None, *pipe.emotion_labels]
     images, traces = run_batch(pipe, [Job(args.prompt, emotion, args.seed) for emotion in emotions], **options)
-    sheet = sheet_of(pipe, judge, images, emotions, "stock", f"“{args.prompt}”")
+    sheet = sheet_of(pipe, judge, images, emotions, traces, "stock", f"“{args.prompt}”")
     shown = [trace for trace in traces[1:] if args.emotion in (None, *trace.emotion)]
     threshold = options.get("semantic_threshold", pipe.config.semantic_threshold)
     plot = plot_inner_loop(shown, threshold, args.output / "inner_loop.png")
@@ -181,9 +180,10 @@ def edit(pipe: DiffusionPipeline, judge: Any, args: argparse.Namespace, options:
     """One picture, edited towards the emotion that was asked for, or towards each. Writes the sheet."""
     emotions = [args.emotion] if args.emotion else pipe.emotion_labels
     jobs = [Job(args.caption, emotion, args.seed, source=args.image) for emotion in emotions]
-    images, _ = run_batch(pipe, jobs, **options)
-    source = Image.open(args.image).convert("RGB").resize(images[0].size, Image.Resampling.LANCZOS)
-    sheet = sheet_of(pipe, judge, [source, *images], [None, *emotions], "source", f"“{args.caption}”, edited")
+    images, traces = run_batch(pipe, jobs, **options)
+    images = [to_rgb(Image.open(args.image)).resize(images[0].size, Image.Resampling.LANCZOS), *images]
+    heading = f"“{args.caption}”, edited"
+    sheet = sheet_of(pipe, judge, images, [None, *emotions], [None, *traces], "source", heading)
     return save(sheet, args.output / "edits.png")
 
 

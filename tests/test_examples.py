@@ -11,10 +11,10 @@ import tiny_models
 import torch
 from jobs import Job, batches, run_all
 from PIL import Image, ImageFont
-from sheets import Cell, contact_sheet, enlarge, wrap
+from sheets import Cell, contact_sheet, enlarge, save, wrap
 from storybook_settings import MUSE_SETTINGS
 
-from pipeline_muse import PixelSpec
+from pipeline_muse import EMOTION_PROMPTS, PixelSpec
 
 
 PICTURE = str(quickstart.PICTURE)
@@ -51,7 +51,12 @@ def test_malformed_mixtures_are_refused(text):
         (edit, ["--image", PICTURE, "--emotion", "awe"], "--prompt"),
         (edit, ["--image", "missing.png", "--prompt", "a", "--emotion", "awe"], "missing.png"),
         (edit, ["--image", PICTURE, "--prompt", "a", "b", "--emotion", "awe"], "2 prompts for 1 pictures"),
-        (edit, ["--image", PICTURE, "--prompt", "a", "--emotion", "awe", "--strength", "1.5"], "strength"),
+        (edit, ["--image", PICTURE, "--prompt", "a", "--emotion", "awe", "--strength", "1.5"], "--strength"),
+        (edit, ["--image", PICTURE, "--prompt", "a", "--emotion", "awe", "--mask", PICTURE, PICTURE], "2 masks for 1"),
+        (edit, ["--image", PICTURE, "--prompt", "a", "--emotion", "awe", "--mask", __file__], "cannot be opened"),
+        (edit, ["--image", __file__, "--prompt", "a", "--emotion", "awe"], "cannot be opened as a picture"),
+        (generate, ["--prompt", "a", "--emotion", "awe", "--emotion_strength", "0"], "--emotion_strength"),
+        (generate, ["--prompt", "a", "--emotion", "awe", "--max_inner_batch", "0"], "--max_inner_batch"),
         (quickstart, ["--caption", "a cat"], "--image"),
         (quickstart, ["--image", "missing.png"], "missing.png"),
     ],
@@ -76,21 +81,26 @@ def test_generation_makes_every_prompt_with_every_emotion_from_the_same_seeds(tm
     assert len({job.file_name for job in jobs}) == len(jobs) == 12
 
 
-def test_editing_gives_each_picture_its_prompt():
+def test_editing_gives_each_picture_its_prompt_and_its_mask(tmp_path):
+    masks = [str(save(Image.new("L", (4, 4), "white"), tmp_path / name)) for name in ("one.png", "other.png")]
     arguments = ["--image", PICTURE, PICTURE, "--prompt", "a boat", "a ship", "--emotion", "awe", "fear"]
-    jobs = edit.plan(edit.parse_args(arguments))
-    assert [(job.prompt, job.emotion) for job in jobs] == [
-        ("a boat", "awe"),
-        ("a boat", "fear"),
-        ("a ship", "awe"),
-        ("a ship", "fear"),
+    jobs = edit.plan(edit.parse_args([*arguments, "--mask", *masks]))
+    assert [(job.prompt, job.emotion, str(job.mask)) for job in jobs] == [
+        ("a boat", "awe", masks[0]),
+        ("a boat", "fear", masks[0]),
+        ("a ship", "awe", masks[1]),
+        ("a ship", "fear", masks[1]),
     ]
     assert len({job.file_name for job in jobs}) == 4
+    assert [len(batch) for batch in batches(jobs, 4)] == [2, 2], "a mask is the batch's"
+    assert {job.mask for job in edit.plan(edit.parse_args(arguments))} == {None}
 
 
 def test_only_given_options_reach_the_pipeline():
     options = ["--prompt", "a", "--emotion", "awe", "--semantic_threshold", "0", "--max_inner_steps", "2"]
-    given = {"semantic_threshold": 0.0, "max_inner_steps": 2}
+    options += ["--emotion_strength", "0.5", "--max_inner_batch", "3", "--gradient_checkpointing", "--width", "64"]
+    given = {"semantic_threshold": 0.0, "max_inner_steps": 2, "emotion_strength": 0.5, "max_inner_batch": 3}
+    given |= {"gradient_checkpointing": True, "width": 64}
     assert loading.call_options(generate.parse_args([*options, "--base", "some/base"])) == given
     assert loading.call_options(generate.parse_args(options)) == {**MUSE_SETTINGS, **given}
 
@@ -108,7 +118,7 @@ def test_run_all_writes_pictures_metadata_and_a_sheet(tmp_path):
     told: list[str] = []
     sheet = run_all(pipe, jobs, 2, tmp_path / "new", told.append, **options)
     names = ["0_stock_3.png", "0_awe_3.png", "0_awe50+fear50_3.png"]
-    assert [path.rsplit("/", 1)[-1] for path in told] == names
+    assert [line.rsplit("/", 1)[-1] for line in told] == [f"{name} (32x32)" for name in names]
     lines = [json.loads(line) for line in (tmp_path / "new" / "metadata.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == names
     assert [line.get("gate_step") for line in lines] == [None, 0, 0]
@@ -118,32 +128,35 @@ def test_run_all_writes_pictures_metadata_and_a_sheet(tmp_path):
     assert Image.open(tmp_path / "new" / names[0]).tobytes() == stock.tobytes()
 
 
-def test_zero_shot_classifier_is_clip():
-    clip = tiny_models.clip_model()
-    tokenizer = tiny_models.tokenizer()
-    classifier = loading.zero_shot_classifier(clip, tokenizer)
-    pixels = torch.randn(2, 3, 32, 32, generator=tiny_models.generator())
-    label = classifier.config.id2label[6]
-    texts = [template.format(label) for template in loading.ZERO_SHOT_TEMPLATES]
-    with torch.no_grad():
-        inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        output = clip(**inputs, pixel_values=pixels)
-        mean = output.text_embeds.mean(dim=0)
-        expected = clip.logit_scale.exp() * output.image_embeds @ (mean / mean.norm())
-        torch.testing.assert_close(classifier(pixels).logits[:, 6], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_plain_base_gets_the_models_it_lacks(tmp_path):
-    base = tiny_models.save_base(tmp_path / "base")
+@pytest.fixture
+def plain_base(tmp_path) -> list[str]:
+    """The options that load a base which has nothing of MUSE, with a CLIP beside it."""
     tiny_models.clip_model().save_pretrained(tmp_path / "clip")
-    tiny_models.tokenizer().save_pretrained(tmp_path / "clip")
-    arguments = ["--base", str(base), "--clip", str(tmp_path / "clip"), "--device", "cpu", "--gradient_checkpointing"]
-    args = generate.parse_args([*arguments, "--prompt", "a cat", "--emotion", "awe"])
+    base = tiny_models.save_base(tmp_path / "base")
+    return ["--base", str(base), "--clip", str(tmp_path / "clip"), "--device", "cpu"]
+
+
+def test_a_plain_base_gets_the_clip_that_it_lacks_which_also_classifies(plain_base):
+    args = generate.parse_args([*plain_base, "--prompt", "a cat", "--emotion", "awe"])
     pipe = loading.load_pipeline(args)
-    assert pipe.emotion_classifier.config.normalize_features
-    assert pipe.clip_model is not None
-    assert pipe.unet.is_gradient_checkpointing
+    assert pipe.clip_model is not None and pipe.emotion_classifier is None
+    assert pipe.emotion_labels == list(EMOTION_PROMPTS)
     assert loading.load_judge(pipe, args) is None
+
+
+def test_a_checkpoint_of_muse_keeps_its_own_models(tmp_path):
+    checkpoint = tiny_models.save_muse(tmp_path / "muse")
+    args = ["--base", str(checkpoint), "--clip", "no/such-clip", "--prompt", "a cat", "--emotion", "awe"]
+    pipe = loading.load_pipeline(generate.parse_args([*args, "--device", "cpu"]))
+    assert pipe.clip_model is not None and pipe.emotion_classifier is not None
+
+
+def test_a_classifier_of_ones_own_guides(plain_base, tmp_path):
+    own = tiny_models.emotion_classifier(id2label={0: "cozy", 1: "eerie"})
+    own.save_pretrained(tmp_path / "own")
+    options = ["--classifier", str(tmp_path / "own"), "--prompt", "a cat", "--emotion", "cozy"]
+    pipe = loading.load_pipeline(generate.parse_args([*plain_base, *options]))
+    assert pipe.emotion_labels == ["cozy", "eerie"]
 
 
 def test_label_probabilities_are_what_the_pipeline_would_see():
@@ -196,6 +209,29 @@ def test_wrap_keeps_every_word():
     lines = wrap(text, 90, font)
     assert " ".join(lines) == text
     assert all(font.getlength(line) <= 90 or " " not in line for line in lines)
+
+
+def test_edit_end_to_end_with_a_mask(plain_base, tmp_path, monkeypatch, capsys):
+    mask = Image.new("L", (30, 20), "black")
+    mask.paste("white", (15, 0, 30, 20))
+    for name, picture in {"mask": mask, "palette": Image.effect_noise((30, 20), 80).convert("P")}.items():
+        save(picture, tmp_path / f"{name}.png")
+    options = {"--image": tmp_path / "palette.png", "--mask": tmp_path / "mask.png", "--prompt": "a cat"}
+    options |= {"--emotion": "fear", "--num_inference_steps": 2, "--max_inner_steps": 1, "--semantic_threshold": 0}
+    arguments = [str(part) for option in options.items() for part in option]
+    monkeypatch.setattr("sys.argv", ["edit.py", *plain_base, *arguments, "--output_dir", str(tmp_path / "out")])
+    edit.main()
+    assert "000_palette_fear_0.png (40x24)" in capsys.readouterr().out
+    line = json.loads((tmp_path / "out" / "metadata.jsonl").read_text())
+    assert line["mask"] == str(tmp_path / "mask.png") and line["gate_step"] == 0
+
+
+def test_emotions_that_no_model_knows_end_a_script_before_any_picture(plain_base, tmp_path, monkeypatch):
+    arguments = ["--prompt", "a cat", "--emotion", "awe", "boredom", "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["generate.py", *plain_base, *arguments])
+    with pytest.raises(SystemExit, match="boredom"):
+        generate.main()
+    assert not (tmp_path / "out").exists()
 
 
 def test_quickstart_end_to_end(tmp_path, monkeypatch, capsys):
