@@ -15,12 +15,22 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedModel,
+)
 
 from pipeline_muse import MusePipeline, MusePipelineOutput
+from pipeline_muse_xl import MuseXLPipeline
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -43,12 +53,12 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
 
 
-def text_config() -> CLIPTextConfig:
+def text_config(hidden_size: int = 32) -> CLIPTextConfig:
     """The text half of the tiny CLIP, in step with `tokenizer`."""
     words = tokenizer()
     return CLIPTextConfig(
         vocab_size=len(words),
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         projection_dim=16,
         num_hidden_layers=2,
@@ -82,35 +92,69 @@ def preview_vae(seed: int = 0) -> AutoencoderTiny:
     return AutoencoderTiny(latent_channels=4, upsampling_scaling_factor=2, **channels, **blocks).eval()
 
 
+def vae(**config) -> AutoencoderKL:
+    """An autoencoder that halves the sides of an image of 32 px."""
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        **config,
+    ).eval()
+
+
+def unet(cross_attention_dim: int = 32, **config) -> UNet2DConditionModel:
+    """A network for latents of 16 px."""
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=cross_attention_dim,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        **config,
+    ).eval()
+
+
+def ddim() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+
+
 def stable_diffusion(seed: int = 0) -> dict:
     """The components of a tiny Stable Diffusion 1.x for images of 32 px (latents of 16), by name."""
     torch.manual_seed(seed)
     return {
-        "vae": AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=32,
-        ).eval(),
+        "vae": vae(),
         "text_encoder": CLIPTextModel(text_config()).eval(),
         "tokenizer": tokenizer(),
-        "unet": UNet2DConditionModel(
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            sample_size=16,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=32,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        ).eval(),
-        "scheduler": DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-        ),
+        "unet": unet(),
+        "scheduler": ddim(),
         "safety_checker": None,
         "feature_extractor": None,
+    }
+
+
+def stable_diffusion_xl(seed: int = 0) -> dict:
+    """The components of a tiny Stable Diffusion XL for images of 32 px, by name; its text encoders differ in width."""
+    torch.manual_seed(seed)
+    widths = (32, 24)
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    sizes_and_text = 6 * added["addition_time_embed_dim"] + text_config().projection_dim
+    return {
+        "vae": vae(scaling_factor=0.13025, force_upcast=True),
+        "text_encoder": CLIPTextModel(text_config(widths[0])).eval(),
+        "text_encoder_2": CLIPTextModelWithProjection(text_config(widths[1])).eval(),
+        "tokenizer": tokenizer(),
+        "tokenizer_2": tokenizer(),
+        "unet": unet(sum(widths), projection_class_embeddings_input_dim=sizes_and_text, **added),
+        "scheduler": ddim(),
     }
 
 
@@ -163,7 +207,18 @@ class Family:
 STABLE_DIFFUSION = Family(
     MusePipeline, StableDiffusionPipeline, stable_diffusion, settings={"requires_safety_checker": False}
 )
-FAMILIES = [STABLE_DIFFUSION]
+STABLE_DIFFUSION_XL = Family(
+    MuseXLPipeline,
+    StableDiffusionXLPipeline,
+    stable_diffusion_xl,
+    encoded=(
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    ),
+)
+FAMILIES = [STABLE_DIFFUSION, STABLE_DIFFUSION_XL]
 
 
 def muse_pipeline(family: Family = STABLE_DIFFUSION, **overrides) -> DiffusionPipeline:
