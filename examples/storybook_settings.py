@@ -14,3 +14,6 @@ MUSE_SETTINGS: dict[str, Any] = {
     "emotion_learning_rate": 0.05,
     "stop_probability": 0.97,
 }
+
+# XL reads hidden states that no final layer norm has scaled: they are three times as large, so steps are, too.
+MUSE_XL_SETTINGS: dict[str, Any] = {**MUSE_SETTINGS, "emotion_learning_rate": 0.15}

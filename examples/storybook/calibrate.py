@@ -1,9 +1,10 @@
 # Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
 """Choose the threshold of the semantic gate for this world's CLIP.
 
-Samples neutral prompts as the stock pipeline does (DDIM, guidance 7.5), measures the similarity of the prompt and the
-one-step preview of x0 at each step, `logit_scale.exp() * cos`, and picks the value that most samples pass within a
-given share of the steps. Writes `calibration.json` and a plot of the curves.
+Samples neutral prompts as the stock pipeline does (DDIM, guidance 7.5; with `--xl` 5.0), measures the similarity of
+the prompt and the one-step preview of x0 at each step, `logit_scale.exp() * cos`, and picks the value that most
+samples pass within a given share of the steps. Writes `calibration.json` (`calibration_xl.json`) and a plot of the
+curves.
 """
 
 import argparse
@@ -15,8 +16,8 @@ import torch
 from common import encode, normalise, save_json
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.nn import functional as F
-from train_unet import build_scheduler, text_encoder_of
-from transformers import CLIPModel, CLIPTokenizer
+from train_unet import TIME_IDS, Conditions, ConditionsXL, build_scheduler, second_tokenizer, text_encoder_of
+from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 from world import PLACES, SUBJECTS, content_prompt
 
 
@@ -25,20 +26,28 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 
 @torch.no_grad()
-def similarity_curves(work_dir: Path, prompts: list[str], steps: int, guidance: float = 7.5) -> torch.Tensor:
+def similarity_curves(work_dir: Path, prompts: list[str], steps: int, xl: bool) -> torch.Tensor:
     """Similarities of the previews with their prompts, (steps, prompts)."""
-    unet = UNet2DConditionModel.from_pretrained(work_dir / "unet").eval()
+    unet = UNet2DConditionModel.from_pretrained(work_dir / ("unet_xl" if xl else "unet")).eval()
     vae = AutoencoderKL.from_pretrained(work_dir / "vae").eval()
     clip = CLIPModel.from_pretrained(work_dir / "clip_tuned").eval()
     tokenizer = CLIPTokenizer.from_pretrained(work_dir / "tokenizer")
     encoder, scheduler = text_encoder_of(clip), build_scheduler()
-    states = encoder(encode(tokenizer, [""] * len(prompts) + prompts)).last_hidden_state
+    guidance, added = 7.5, None
+    if xl:
+        tokenizer_2 = second_tokenizer(work_dir / "tokenizer")
+        encoder_2 = text_encoder_of(CLIPModel.from_pretrained(work_dir / "clip_xl"), CLIPTextModelWithProjection)
+        states, pooled = ConditionsXL(tokenizer, encoder, tokenizer_2, encoder_2, "cpu", 0.0).encoded(prompts)
+        states, pooled = (torch.cat([torch.zeros_like(values), values]) for values in (states, pooled))
+        guidance, added = 5.0, {"text_embeds": pooled, "time_ids": torch.tensor([TIME_IDS] * len(pooled))}
+    else:
+        states = Conditions(tokenizer, encoder, "cpu", 0.0).hidden([""] * len(prompts) + prompts)
     words = F.normalize(clip.get_text_features(encode(tokenizer, prompts)).pooler_output, dim=-1)
     latents = torch.randn((len(prompts), 4, 16, 16), generator=torch.Generator().manual_seed(0))
     scheduler.set_timesteps(steps)
     curves = []
     for t in scheduler.timesteps:
-        null, conditional = unet(torch.cat([latents] * 2), t, states).sample.chunk(2)
+        null, conditional = unet(torch.cat([latents] * 2), t, states, added_cond_kwargs=added).sample.chunk(2)
         noise = null + guidance * (conditional - null)
         alpha = scheduler.alphas_cumprod[t]
         preview = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
@@ -56,7 +65,9 @@ def main():
         "--share", type=float, default=0.3, help="share of the steps by which most gates are to be open"
     )
     parser.add_argument("--open", type=float, default=0.75, help="how many gates are most")
+    parser.add_argument("--xl", action="store_true", help="for the SDXL-shaped model")
     args = parser.parse_args()
+    name = "calibration_xl" if args.xl else "calibration"
     prompts = [
         content_prompt(place, subject)
         for k, place in enumerate(PLACES)
@@ -66,7 +77,7 @@ def main():
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     thresholds = {}
     for axis, steps in zip(axes, (20, 50)):
-        curves = similarity_curves(args.work_dir, prompts, steps)
+        curves = similarity_curves(args.work_dir, prompts, steps, args.xl)
         # The gate latches, so what counts is the highest similarity so far.
         reached = curves.cummax(0).values[: max(1, round(args.share * steps))]
         thresholds[steps] = reached[-1].quantile(1 - args.open).item()
@@ -79,8 +90,8 @@ def main():
         axis.axhline(threshold, color="grey", linestyle="--")
     axes[0].set_ylabel("similarity of preview and prompt")
     figure.tight_layout()
-    figure.savefig(args.work_dir / "calibration.png", dpi=90)
-    save_json(args.work_dir / "calibration.json", {"semantic_threshold": threshold, "by_steps": thresholds})
+    figure.savefig(args.work_dir / f"{name}.png", dpi=90)
+    save_json(args.work_dir / f"{name}.json", {"semantic_threshold": threshold, "by_steps": thresholds})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ distance (FID) use a CLIP of their own, which no pipeline sees. Writes a Markdow
 that was measured before is not measured again.
 
     python examples/storybook/evaluate.py
+    python examples/storybook/evaluate.py --xl    # fewer rows, for the SDXL-shaped checkpoint and MuseXLPipeline
 """
 
 import argparse
@@ -17,6 +18,7 @@ import os
 import platform
 import random
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from assemble_xl import FOLDER as XL
+from assemble_xl import assemble
 from judges import load_judge
 from tqdm import tqdm
 from transformers import CLIPTokenizer
@@ -37,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "emotion_classifier"), str(ROOT / "examples")]
 
 from modeling_simemo import SimEmoForImageClassification  # noqa: E402
-from storybook_settings import MUSE_SETTINGS  # noqa: E402
+from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS  # noqa: E402
 
 from pipeline_muse import (  # noqa: E402
     MusePipeline,
@@ -47,6 +51,7 @@ from pipeline_muse import (  # noqa: E402
     predict_x0,
     signal_level,
 )
+from pipeline_muse_xl import MuseXLPipeline  # noqa: E402
 
 
 MUSE = "MUSE"  # the row of the whole method
@@ -66,18 +71,21 @@ class Setting:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-def generation_settings(thresholds: dict[float, str]) -> list[Setting]:
-    """The rows of the generation table, in its order."""
+def generation_settings(thresholds: dict[float, str], xl: bool = False) -> list[Setting]:
+    """The rows of the generation table, in its order; fewer for XL."""
     universal = [Setting(f"Universal Guidance, weight {w:g}", "universal", {"weight": w}) for w in (5.0, 30.0)]
+    ablations = [
+        Setting("MUSE without the inherent term", arguments={"inherent_weight": 0.0}),
+        Setting("MUSE without the similar term", arguments={"similar_weight": 0.0}),
+        Setting("MUSE without both", arguments=NO_PULL),
+    ]
     return [
         Setting("stock, prompt alone", "stock"),
         Setting("stock, emotion's word in the prompt", "word"),
         Setting("stock, one of the emotion's cues in the prompt", "cue"),
-        *universal,
+        *([] if xl else universal),
         Setting(MUSE),
-        Setting("MUSE without the inherent term", arguments={"inherent_weight": 0.0}),
-        Setting("MUSE without the similar term", arguments={"similar_weight": 0.0}),
-        Setting("MUSE without both", arguments=NO_PULL),
+        *([] if xl else ablations),
         Setting("MUSE without optimisation", arguments={"max_inner_steps": 0}),
         *(
             Setting(name, arguments={"semantic_threshold": value})
@@ -87,12 +95,12 @@ def generation_settings(thresholds: dict[float, str]) -> list[Setting]:
     ]
 
 
-def editing_settings() -> list[Setting]:
-    """Both references of guidance at three strengths."""
+def editing_settings(xl: bool = False) -> list[Setting]:
+    """Both references of guidance at three strengths, for XL at one."""
     return [
         Setting(f"edit, {reference} prompt, strength {strength:g}", "edit", arguments)
         for reference in ("source", "null")
-        for strength in (0.5, 0.75, 1.0)
+        for strength in ((0.75,) if xl else (0.5, 0.75, 1.0))
         for arguments in [{"guidance_reference": reference, "strength": strength}]
     ]
 
@@ -146,7 +154,7 @@ def make_images(pipe: MusePipeline, setting: Setting, items: list[dict], call: d
         return pipe(prompts, **call).images, [{} for _ in items]
     if setting.kind == "edit":
         call["image"] = [item["source"] for item in items]
-    output = pipe(prompts, emotion=emotions, **{**MUSE_SETTINGS, **call, **setting.arguments})
+    output = pipe(prompts, emotion=emotions, **{**PROCESS["settings"], **call, **setting.arguments})
     traces = [{"gate_step": trace.gate_step, "inner_steps": trace.inner_steps} for trace in output.trace]
     return output.images, traces
 
@@ -243,13 +251,16 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
 # --------------------------------------------------------------------------------------
 
 
-def load(dtype: str, threads: int) -> None:
+def load(dtype: str, threads: int, xl: bool = False) -> None:
     """Loads, once per process, what all its settings share."""
     torch.set_num_threads(threads)
-    pipe = MusePipeline.from_pretrained(ROOT, trust_remote_code=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        kind, base = (MuseXLPipeline, assemble(Path(scratch) / "xl")) if xl else (MusePipeline, ROOT)
+        pipe = kind.from_pretrained(base, trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
-    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder, *([pipe.text_encoder_2] if xl else [])):
         module.to(getattr(torch, dtype))
+    PROCESS["settings"] = MUSE_XL_SETTINGS if xl else MUSE_SETTINGS
     scenes = [sample_scene(random.Random(f"evaluate/reference/{index}")) for index in range(1024)]
     PROCESS["pipe"], PROCESS["judges"] = pipe, Judges(ROOT, [render(scene) for scene in scenes])
 
@@ -327,7 +338,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=8, help="prompts, each with all 8 emotions (62 at most)")
     parser.add_argument("--sources", type=int, default=4, help="drawings to edit, each towards all 8 emotions")
     parser.add_argument("--steps", type=int, default=MUSE_SETTINGS["num_inference_steps"], help="denoising steps")
-    parser.add_argument("--guidance_scale", type=float, default=7.5)
+    parser.add_argument("--guidance_scale", type=float, help="the pipeline's own by default: 7.5, of XL 5.0")
+    parser.add_argument("--xl", action="store_true", help="measure the SDXL-shaped checkpoint")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of UNet and decoder")
     parser.add_argument("--workers", type=int, default=2, help="settings that are measured at a time")
     parser.add_argument("--batch_size", type=int, default=16)
@@ -335,22 +347,29 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--sheets_dir", type=Path, default=Path("outputs/evaluation"), help="for contact sheets")
     parser.add_argument("--again", action="store_true", help="measure again what was measured before")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.guidance_scale is None:
+        args.guidance_scale = 5.0 if args.xl else 7.5
+    return args
 
 
 def main() -> None:
     args = parse_args()
-    eta = json.loads((ROOT / "model_index.json").read_text())["semantic_threshold"]
-    values = (0.0, round(0.85 * eta, 1), eta, round(1.1 * eta, 1), float("inf"))
+    index = XL / "index.json" if args.xl else ROOT / "model_index.json"
+    eta = json.loads(index.read_text())["semantic_threshold"]
+    between = [] if args.xl else [round(0.85 * eta, 1), round(1.1 * eta, 1)]
+    values = sorted([0.0, eta, float("inf"), *between])
     thresholds = {value: MUSE if value == eta else f"MUSE, η = {value:g}" for value in values}
     settings = {
-        "generation": (generation_settings(thresholds), items_of_generation(args.prompts)),
-        "editing": (editing_settings(), items_of_editing(args.sources)),
+        "generation": (generation_settings(thresholds, args.xl), items_of_generation(args.prompts)),
+        "editing": (editing_settings(args.xl), items_of_editing(args.sources)),
     }
+    muse = MUSE_XL_SETTINGS if args.xl else MUSE_SETTINGS
+    results = args.results_dir / ("evaluation_xl" if args.xl else "evaluation")
     names = ("prompts", "sources", "steps", "guidance_scale", "batch_size", "dtype", "workers")
-    protocol = {name: getattr(args, name) for name in names} | {"muse": MUSE_SETTINGS, "semantic_threshold": eta}
+    protocol = {name: getattr(args, name) for name in names} | {"muse": muse, "semantic_threshold": eta}
     args.results_dir.mkdir(parents=True, exist_ok=True)
-    record_path = args.results_dir / "evaluation.json"
+    record_path = results.with_suffix(".json")
     record = json.loads(record_path.read_text()) if record_path.exists() and not args.again else {}
     if record.get("protocol") != protocol:
         record = {"protocol": protocol, "generation": {}, "editing": {}}
@@ -359,7 +378,7 @@ def main() -> None:
     waiting = [(task, row) for task, (rows, _) in settings.items() for row in rows if row.name not in record[task]]
     threads = max(1, (os.cpu_count() or 1) // args.workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, context, initializer=load, initargs=(args.dtype, threads)) as pool:
+    with ProcessPoolExecutor(args.workers, context, initializer=load, initargs=(args.dtype, threads, args.xl)) as pool:
         jobs = {pool.submit(measure, row, settings[task][1], args): (task, row) for task, row in waiting}
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="settings"):
             task, setting = jobs[job]
@@ -371,7 +390,8 @@ def main() -> None:
     rows = {task: {row.name: record[task][row.name] for row in chosen} for task, (chosen, _) in settings.items()}
     columns = ["Emo-A", "Emo-B", "Emo-C", "CLIP"]
     text = (
-        f"Measured by `examples/storybook/evaluate.py` on {record['hardware']}: {args.prompts} prompts x 8 emotions,"
+        f"Measured by `examples/storybook/evaluate.py{' --xl' if args.xl else ''}` on {record['hardware']}:"
+        f" {args.prompts} prompts x 8 emotions,"
         f" {args.steps} DDIM steps, guidance {args.guidance_scale:g}, {args.dtype}, one seed per prompt."
         f" Chance is 12.5. η is {eta:g} unless named. Seconds are per image, in batches of {args.batch_size},"
         f" {args.workers} settings at a time on as many processes.\n\n"
@@ -380,8 +400,8 @@ def main() -> None:
         + markdown(rows["editing"], [*columns, "CLIP image", "open", "gate", "inner steps", "seconds"])
         + "\n"
     )
-    (args.results_dir / "evaluation.md").write_text(text)
-    plot(rows["generation"], rows["editing"], thresholds, args.results_dir / "evaluation.png")
+    results.with_suffix(".md").write_text(text)
+    plot(rows["generation"], rows["editing"], thresholds, results.with_suffix(".png"))
     print(text)
 
 

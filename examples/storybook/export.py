@@ -1,5 +1,9 @@
 # Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
-"""Last stage: lay the trained parts out as a diffusers checkpoint in the root, and the judges in `judges/`."""
+"""Last stage: lay the trained parts out as a diffusers checkpoint in the root, and the judges in `judges/`.
+
+With `--xl` only what the SDXL-shaped checkpoint has of its own, into `xl/`, under names that no download of the root's
+checkpoint takes along; `assemble_xl.py` makes a checkpoint of it.
+"""
 
 import argparse
 import json
@@ -10,18 +14,21 @@ from pathlib import Path
 
 import diffusers
 import torch
+from assemble_xl import FOLDER as XL
 from common import ROOT, save_json
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from judges import FOLDER
 from safetensors.torch import save_file
 from train_unet import build_scheduler, text_encoder_of
-from transformers import CLIPModel, ResNetForImageClassification
+from transformers import CLIPModel, CLIPTextModelWithProjection, ResNetForImageClassification
 
 
 sys.path.insert(0, str(ROOT / "emotion_classifier"))
 from modeling_simemo import SimEmoForImageClassification  # noqa: E402
 
 
+DIFFUSERS_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+TRANSFORMERS_FILES = ("config.json", "model.safetensors")
 INDEX = {
     "_class_name": ["pipeline_muse", "MusePipeline"],
     "_diffusers_version": diffusers.__version__,
@@ -39,6 +46,13 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+INDEX_XL = {
+    **{key: value for key, value in INDEX.items() if "safety_checker" not in key},
+    "_class_name": ["pipeline_muse_xl", "MuseXLPipeline"],
+    "force_zeros_for_empty_prompt": True,
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+}
 
 
 def without_paths(config: dict) -> dict:
@@ -50,18 +64,18 @@ def without_paths(config: dict) -> dict:
     }
 
 
-def export_model(model, folder: Path, keep: tuple[str, ...]):
-    """Write a model's config and weights, and nothing else, into a folder."""
+def export_model(model, folder: Path, files: dict[str, str]):
+    """Write a model's config and weights, and nothing else, into a folder; `files` says under which names."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
-        for name in keep:
+        for source, name in files.items():
             if name.endswith(".json"):
-                config = json.loads((Path(scratch) / name).read_text())
+                config = json.loads((Path(scratch) / source).read_text())
                 config.pop("_name_or_path", None)
                 save_json(folder / name, config)
             else:
-                shutil.copyfile(Path(scratch) / name, folder / name)
+                shutil.copyfile(Path(scratch) / source, folder / name)
 
 
 def export_judge(model, name: str, folder: Path):
@@ -75,17 +89,31 @@ def export_judge(model, name: str, folder: Path):
     path.chmod(0o644)
 
 
+def threshold_of(calibration: Path) -> float:
+    """What `calibrate.py` found, or a gate that is always open."""
+    return json.loads(calibration.read_text())["semantic_threshold"] if calibration.exists() else 0.0
+
+
+def export_xl(work: Path, folder: Path):
+    """Write what the SDXL-shaped checkpoint does not share with the root's."""
+    unet = UNet2DConditionModel.from_pretrained(work / "unet_xl", torch_dtype=torch.float16)
+    encoder = text_encoder_of(CLIPModel.from_pretrained(work / "clip_xl"), CLIPTextModelWithProjection)
+    for name, model, files in (("unet", unet, DIFFUSERS_FILES), ("text_encoder_2", encoder, TRANSFORMERS_FILES)):
+        export_model(model, folder, dict(zip(files, (f"{name}.json", f"{name}.safetensors"))))
+    save_json(folder / "index.json", {**INDEX_XL, "semantic_threshold": threshold_of(work / "calibration_xl.json")})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work_dir", type=Path, default=Path(tempfile.gettempdir()) / "storybook")
     parser.add_argument("--output", type=Path, default=ROOT)
     parser.add_argument("--judges", type=Path, default=FOLDER)
+    parser.add_argument("--xl", action="store_true", help="the parts of the SDXL-shaped checkpoint, and only those")
     args = parser.parse_args()
     work, root = args.work_dir, args.output
-    diffusers_files, transformers_files = (
-        ("config.json", "diffusion_pytorch_model.safetensors"),
-        ("config.json", "model.safetensors"),
-    )
+    if args.xl:
+        return export_xl(work, root / XL.relative_to(ROOT))
+    diffusers_files, transformers_files = (dict(zip(names, names)) for names in (DIFFUSERS_FILES, TRANSFORMERS_FILES))
 
     export_model(
         AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float16),
@@ -105,9 +133,7 @@ def main():
     build_scheduler().save_pretrained(root / "scheduler")
     scheduler = root / "scheduler" / "scheduler_config.json"
     scheduler.write_text(scheduler.read_text().rstrip() + "\n")
-    calibration = work / "calibration.json"
-    threshold = json.loads(calibration.read_text())["semantic_threshold"] if calibration.exists() else 0.0
-    save_json(root / "model_index.json", {**INDEX, "semantic_threshold": threshold})
+    save_json(root / "model_index.json", {**INDEX, "semantic_threshold": threshold_of(work / "calibration.json")})
 
     for name, folder, kind in (
         ("emo_b", "emo_b", ResNetForImageClassification),

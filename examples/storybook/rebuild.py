@@ -1,9 +1,10 @@
 # Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
 """Make Storybook from nothing: every stage in order, each resumed where it was interrupted.
 
-    python examples/storybook/rebuild.py [--work_dir DIR] [--device cuda]
+    python examples/storybook/rebuild.py [--xl] [--work_dir DIR] [--device cuda]
 
-A stage that is complete is skipped. Only the last one, the export, writes into the repository.
+A stage that is complete is skipped. Only the last ones, export and check, write into the repository. `--xl` goes on to
+the SDXL-shaped model, which grows out of the other.
 """
 
 import argparse
@@ -33,26 +34,34 @@ STAGES = {
     "export": ("export.py", False),
     "check": ("check.py", False),
 }
+STAGES_XL = {
+    "clip_xl": ("train_clip.py --xl --seed 2 --output clip_xl --degraded 0.3 --steps 700", True),
+    "unet_xl": ("train_unet.py --xl --steps 600 --learning_rate 5e-4 --average_decay 0.99", True),
+    "calibration_xl": ("calibrate.py --xl", False),
+    "export_xl": ("export.py --xl", False),
+    "check_xl": ("check.py --xl", False),
+}
 
 
-def is_complete(work_dir: Path, name: str) -> bool:
+def is_complete(work_dir: Path, name: str, stage: str) -> bool:
     """Whether a training stage has left its note that it is done."""
     note = work_dir / f"{name}_done.json"
-    return note.exists() and json.loads(note.read_text())["stage"] == STAGES[name][0]
+    return note.exists() and json.loads(note.read_text())["stage"] == stage
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path, default=Path(tempfile.gettempdir()) / "storybook")
     parser.add_argument("--device", help="passed to the stages that train; they choose by themselves otherwise")
+    parser.add_argument("--xl", action="store_true", help="then make the SDXL-shaped model as well")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    for name, (stage, trains) in STAGES.items():
-        if trains and is_complete(args.work_dir, name):
+    for name, (stage, trains) in (STAGES | (STAGES_XL if args.xl else {})).items():
+        if trains and is_complete(args.work_dir, name, stage):
             continue
         script, *options = stage.split()
         command = [sys.executable, str(HERE / script), *options]
-        if name != "check":  # it looks at what was exported
+        if script != "check.py":  # it looks at what was exported
             command += ["--work_dir", str(args.work_dir)]
         if trains:
             command += ["--resume", *(["--device", args.device] if args.device else [])]

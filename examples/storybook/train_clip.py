@@ -2,7 +2,8 @@
 """Stage 2: a small CLIP on pictures and captions. Writes `tokenizer/` and `clip_model/` into the work folder.
 
 Its text tower becomes the text encoder of the diffusion model, as in Stable Diffusion 1.x. With another `--seed` and
-`--output` it gives the CLIP that is held out for evaluation.
+`--output` it gives the CLIP that is held out for evaluation; with `--xl` as well, one with a wider text tower, that is
+the second text encoder of the SDXL-shaped model.
 """
 
 import contextlib
@@ -36,14 +37,15 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, C
 from world import COLOURS, CUE_PHRASES, EMOTIONS, PLACES, SUBJECTS, Scene, caption, contact_sheet, content_prompt
 
 
+TEXT_WIDTH, TEXT_WIDTH_XL = 128, 192
 KINDS, KIND_WEIGHTS = ("content", "full", "cue", "emotion"), (0.4, 0.42, 0.12, 0.06)
 
 
-def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+def build_clip(tokenizer: CLIPTokenizer, text_width: int) -> CLIPModel:
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=512,
+        hidden_size=text_width,
+        intermediate_size=4 * text_width,
         num_hidden_layers=3,
         num_attention_heads=4,
         hidden_act="gelu",
@@ -158,14 +160,16 @@ def main():
     parser.add_argument(
         "--degraded", type=float, default=0.5, help="share of the pictures that are blurred, paled or noisy"
     )
+    parser.add_argument("--xl", action="store_true", help="a wider text tower; reads the tokenizer that is there")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     scenes, pictures = load_set("world", args.work_dir)
     held_out_scenes, held_out = load_set("world_held_out", args.work_dir)
     folder, checkpoint = args.work_dir / args.output, args.work_dir / f"{args.output}.checkpoint"
 
-    tokenizer = build_tokenizer(args.work_dir / "tokenizer")
-    model = build_clip(tokenizer).to(args.device)
+    words = args.work_dir / "tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(words) if args.xl else build_tokenizer(words)
+    model = build_clip(tokenizer, TEXT_WIDTH_XL if args.xl else TEXT_WIDTH).to(args.device)
     if args.initial:
         model = CLIPModel.from_pretrained(args.work_dir / args.initial).to(args.device)
     if args.lock_text:

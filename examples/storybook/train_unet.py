@@ -3,11 +3,15 @@
 
 MUSE moves tokens that stand behind the prompt, so the network must answer smoothly to embeddings that no text encodes.
 Stable Diffusion learnt this from billions of captions; here the training conditions make up for it, see `Conditions`.
+
+With `--xl` the trained network grows into an SDXL-shaped one, `unet_xl/`: it reads the states of two text encoders,
+the pooled state of the second, and the size and crop that a picture had. See `grow`.
 """
 
 import copy
 import random
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,20 +30,31 @@ from common import (
     to_pixels,
     update_average,
 )
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 from train_clip import rank_content
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from world import CUE_PHRASES, CUES, EMOTIONS, PLACES, SUBJECTS, Scene, caption, contact_sheet, content_prompt
 
 
 MAX_EXTRA = 8  # tokens behind the prompt
 SNR_CAP = 5.0  # min-SNR weighting, https://huggingface.co/papers/2303.09556
+SIZE = 64  # pixels
+TIME_IDS = (SIZE, SIZE, 0, 0, SIZE, SIZE)  # original size, top left of the crop, target size: SDXL's conditioning
+VARIED = 12000  # pictures that are also shown with other time ids
 
 
-def build_unet(width: int, layers: int, sample_size: int = 16, cross_attention_dim: int = 128) -> UNet2DConditionModel:
+def build_unet(width: int, layers: int, sample_size: int = 16, cross_attention_dim: int = 128, **xl):
+    """The network; `xl` are the further settings of SDXL's (`shape_of_xl`)."""
     return UNet2DConditionModel(
         sample_size=sample_size,
         block_out_channels=(width, 2 * width),
@@ -49,7 +64,20 @@ def build_unet(width: int, layers: int, sample_size: int = 16, cross_attention_d
         cross_attention_dim=cross_attention_dim,
         attention_head_dim=(2, 4),  # the number of heads, by diffusers' old mistake
         norm_num_groups=8,
+        **xl,
     )
+
+
+def shape_of_xl(encoder: CLIPTextModel, encoder_2: CLIPTextModelWithProjection) -> dict:
+    """The settings that make a UNet SDXL's, for two text encoders."""
+    time_id_width = 32
+    return {
+        "cross_attention_dim": encoder.config.hidden_size + encoder_2.config.hidden_size,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": time_id_width,
+        "projection_class_embeddings_input_dim": len(TIME_IDS) * time_id_width + encoder_2.config.projection_dim,
+        "use_linear_projection": True,
+    }
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -64,17 +92,21 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
-    """The text tower of a CLIP as a text encoder of its own, as in Stable Diffusion 1.x."""
-    encoder = CLIPTextModel(clip.config.text_config)
-    ours = encoder.state_dict()
-    theirs = {name.removeprefix("text_model."): value for name, value in clip.text_model.state_dict().items()}
-    encoder.load_state_dict({name: theirs[name.removeprefix("text_model.")] for name in ours})
-    return encoder.eval()
+def text_encoder_of(clip: CLIPModel, kind: type = CLIPTextModel) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """The text tower of a CLIP as a text encoder of its own: of Stable Diffusion 1.x, or `kind`."""
+    encoder = kind(clip.config.text_config)
+    theirs = {name.removeprefix("text_model."): value for name, value in clip.state_dict().items()}
+    encoder.load_state_dict({name: theirs[name.removeprefix("text_model.")] for name in encoder.state_dict()})
+    return encoder.eval().requires_grad_(False)
+
+
+def second_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The same tokenizer, but it pads with "!", as SDXL's second one does."""
+    return CLIPTokenizer.from_pretrained(folder, pad_token="!")
 
 
 class Conditions:
-    """Turns scenes into text hidden states (batch, length, dim), and makes them smooth.
+    """Turns scenes into text hidden states (batch, length, dim) and pooled ones (batch, pooled dim), all smooth.
 
     - many captions for one scene, words dropped, several cues at once; a tenth is empty, for guidance;
     - hidden states blurred by noise of a random size, or mixed from two captions of the same scene;
@@ -83,15 +115,17 @@ class Conditions:
       which the network learns to ignore;
     - the word of an emotion means something in "an image of {emotion}" only. Beside content it is drawn at random, so
       that adding it to a prompt is as weak as it is with Stable Diffusion.
+
+    Stable Diffusion has no pooled states (the pooled dim is 0); `ConditionsXL` has.
     """
 
     kinds, weights = ("content", "full", "cue", "emotion", "null"), (0.24, 0.50, 0.07, 0.08, 0.11)
 
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, device: str, word_share: float):
         self.tokenizer, self.encoder, self.device, self.word_share = tokenizer, encoder, device, word_share
+        self.pooled_std = 0.0
         self.padding = self.hidden([""])[0, -1]  # (dim,)
-        sample = [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
-        self.std = self.hidden(sample).std().item()
+        self.std = self.hidden(contents()).std().item()
         self.phrases = {}  # cue -> states of each of its phrases without the begin token, (words + 1, dim)
         for cue, texts in CUE_PHRASES.items():
             lengths = [len(self.tokenizer.tokenize(text)) for text in texts]
@@ -100,6 +134,14 @@ class Conditions:
     @torch.no_grad()
     def hidden(self, texts: list[str]) -> torch.Tensor:
         return self.encoder(encode(self.tokenizer, texts).to(self.device)).last_hidden_state
+
+    def encoded(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (batch, length, dim) and pooled ones (batch, pooled dim)."""
+        return self.hidden(texts), torch.zeros((len(texts), 0), device=self.device)
+
+    def null(self, texts: list[str], rng: random.Random) -> list[int]:
+        """Which rows stand for the null prompt and are zero."""
+        return []
 
     def drop_words(self, text: str, rng: random.Random) -> str:
         if rng.random() > 0.15 or text.startswith("an image of"):
@@ -137,7 +179,9 @@ class Conditions:
             states = states[torch.randperm(number, generator=generator)]
         return states
 
-    def __call__(self, scenes: list[Scene], rng: random.Random, generator: torch.Generator) -> torch.Tensor:
+    def __call__(
+        self, scenes: list[Scene], rng: random.Random, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         number = rng.randint(1, MAX_EXTRA) if rng.random() < 0.6 else 0
         texts, others, extra = [], [], []
         for scene in scenes:
@@ -154,21 +198,91 @@ class Conditions:
             )
             if number:
                 extra.append(self.extra_tokens(scene, number, use_cue, rng, generator))
-        states = self.hidden(texts)
+        states, pooled = self.encoded(texts)
         mixed = [k for k, (text, other) in enumerate(zip(texts, others)) if text != other]
         if mixed:
-            states[mixed] = torch.lerp(states[mixed], self.hidden([others[k] for k in mixed]), rng.random())
+            other_states, other_pooled = self.encoded([others[k] for k in mixed])
+            share = rng.random()
+            states[mixed] = torch.lerp(states[mixed], other_states, share)
+            pooled[mixed] = torch.lerp(pooled[mixed], other_pooled, share)
+        null = self.null(texts, rng)
+        states[null], pooled[null] = 0, 0
         if number:
             states = torch.cat([states, torch.stack(extra)], dim=1)
-        size = torch.randn((len(scenes), 1, 1), generator=generator).abs() * 0.2 * self.std
+        size = torch.randn((len(scenes), 1, 1), generator=generator).abs() * 0.2
         size = size * (torch.rand((len(scenes), 1, 1), generator=generator) < 0.6)
-        return states + (size * torch.randn(states.shape, generator=generator)).to(self.device)
+        states = states + (size * self.std * torch.randn(states.shape, generator=generator)).to(self.device)
+        noise = torch.randn(pooled.shape, generator=generator).to(self.device)
+        return states, pooled + size[:, 0].to(self.device) * self.pooled_std * noise
+
+
+class ConditionsXL(Conditions):
+    """The same for SDXL: the last states but one of two encoders side by side, and the second's projected pooled one.
+
+    The null prompt is zero, as the SDXL pipeline makes it (`force_zeros_for_empty_prompt`); a part of the empty texts
+    is encoded, as that pipeline does with "" in the place of a prompt.
+    """
+
+    def __init__(self, tokenizer, encoder, tokenizer_2, encoder_2, device: str, word_share: float):
+        self.tokenizer_2, self.encoder_2 = tokenizer_2, encoder_2
+        super().__init__(tokenizer, encoder, device, word_share)
+        self.pooled_std = self.encoded(contents())[1].std().item()
+
+    @torch.no_grad()
+    def encoded(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, ids_2 = (encode(tokenizer, texts).to(self.device) for tokenizer in (self.tokenizer, self.tokenizer_2))
+        first = self.encoder(ids, output_hidden_states=True)
+        second = self.encoder_2(ids_2, output_hidden_states=True)
+        return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
+
+    def hidden(self, texts: list[str]) -> torch.Tensor:
+        return self.encoded(texts)[0]
+
+    def null(self, texts: list[str], rng: random.Random) -> list[int]:
+        return [k for k, text in enumerate(texts) if not text and rng.random() < 0.8]
 
 
 @torch.no_grad()
-def load_latents(args, vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
+def grow(small: UNet2DConditionModel, unet: UNet2DConditionModel, states: torch.Tensor, wide_states: torch.Tensor):
+    """Start the SDXL-shaped `unet` as the trained `small` one.
+
+    Its cross-attention reads other text states. By least squares they are mapped onto those that `small` knows, and
+    the map is merged into its keys and values; the added conditioning starts without effect.
+
+    Args:
+        states: (samples, dim), text states that `small` reads.
+        wide_states: (samples, wide dim), the states of the same tokens that `unet` reads.
+    """
+    bridge = torch.linalg.lstsq(wide_states.double().cpu(), states.double().cpu(), driver="gelsd").solution.float()
+    ours, theirs = unet.state_dict(), small.state_dict()
+    for name, value in ours.items():
+        if name.startswith("add_embedding"):
+            continue
+        old = theirs[name]
+        if old.numel() != value.numel():
+            old = old @ bridge.T.to(old.device)
+        value.copy_(old.reshape(value.shape))
+    for value in unet.add_embedding.linear_2.parameters():
+        value.zero_()
+
+
+def vary(picture: np.ndarray, rng: random.Random) -> tuple[np.ndarray, tuple[int, ...]]:
+    """A picture that was small once, or is a crop of a larger one, and the time ids that say so."""
+    image = Image.fromarray(picture)
+    if rng.random() < 0.5:
+        size = rng.randint(SIZE // 4, SIZE - 1)
+        image = image.resize((size, size), Image.Resampling.BICUBIC).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        return np.asarray(image), (size, size, *TIME_IDS[2:])
+    size = rng.randint(SIZE + 4, 3 * SIZE // 2)
+    top, left = rng.randint(0, size - SIZE), rng.randint(0, size - SIZE)
+    image = image.resize((size, size), Image.Resampling.BICUBIC).crop((left, top, left + SIZE, top + SIZE))
+    return np.asarray(image), (SIZE, SIZE, top, left, SIZE, SIZE)
+
+
+@torch.no_grad()
+def load_latents(args, vae: AutoencoderKL, pictures: np.ndarray, name: str = "world_latents") -> torch.Tensor:
     """Scaled latents of all pictures, (count, 4, 16, 16), encoded on first use."""
-    path = args.work_dir / "world_latents.npy"
+    path = args.work_dir / f"{name}.npy"
     if not path.exists():
         chunks = []
         for start in tqdm(range(0, len(pictures), 128), desc="latents", mininterval=20):
@@ -179,14 +293,19 @@ def load_latents(args, vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor
     return torch.from_numpy(np.load(path))
 
 
+def contents() -> list[str]:
+    """A prompt for each of the 64 contents."""
+    return [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
+
+
 def validation_prompts() -> list[str]:
     """Contents in the first rows, then each emotion's cues named, then the emotions alone."""
     rng = random.Random(0)
-    contents = [
+    chosen = [
         content_prompt(place, tuple(SUBJECTS)[(k + 3 * j) % 8]) for j in range(3) for k, place in enumerate(PLACES)
     ]
-    cues = [f"{rng.choice(contents)} {rng.choice(CUES[emotion])}" for _ in range(2) for emotion in EMOTIONS]
-    return contents + cues + [f"an image of {emotion}" for emotion in EMOTIONS]
+    cues = [f"{rng.choice(chosen)} {rng.choice(CUES[emotion])}" for _ in range(2) for emotion in EMOTIONS]
+    return chosen + cues + [f"an image of {emotion}" for emotion in EMOTIONS]
 
 
 def main():
@@ -197,10 +316,12 @@ def main():
     )
     parser.add_argument("--width", type=int, default=72)
     parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--xl", action="store_true", help="grow the trained network into an SDXL-shaped one")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     scenes, pictures = load_set("world", args.work_dir)
-    folder, checkpoint = args.work_dir / "unet", args.work_dir / "unet.checkpoint"
+    name = "unet_xl" if args.xl else "unet"
+    folder, checkpoint = args.work_dir / name, args.work_dir / f"{name}.checkpoint"
     vae = AutoencoderKL.from_pretrained(args.work_dir / "vae").to(args.device).eval()
     clip = CLIPModel.from_pretrained(args.work_dir / "clip_model").to(args.device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(args.work_dir / "tokenizer")
@@ -209,8 +330,26 @@ def main():
     latents_of = load_latents(args, vae, pictures)
     scheduler = build_scheduler()
     alphas = scheduler.alphas_cumprod
+    parts_of_pipeline = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "scheduler": scheduler}
 
-    unet = build_unet(args.width, args.layers).to(args.device, memory_format=torch.channels_last)
+    if args.xl:
+        clip_xl = CLIPModel.from_pretrained(args.work_dir / "clip_xl")
+        encoder_2 = text_encoder_of(clip_xl, CLIPTextModelWithProjection).to(args.device)
+        tokenizer_2 = second_tokenizer(args.work_dir / "tokenizer")
+        parts_of_pipeline |= {"text_encoder_2": encoder_2, "tokenizer_2": tokenizer_2}
+        small, sd_conditions = UNet2DConditionModel.from_pretrained(args.work_dir / "unet"), conditions
+        conditions = ConditionsXL(tokenizer, encoder, tokenizer_2, encoder_2, args.device, args.word_share)
+        unet = build_unet(args.width, args.layers, **shape_of_xl(encoder, encoder_2))
+        rng = random.Random(args.seed)
+        captions = [caption(scene, rng) for scene in scenes[:2000]]
+        grow(small, unet, sd_conditions.hidden(captions).flatten(0, 1), conditions.hidden(captions).flatten(0, 1))
+        varied = [vary(picture, random.Random(f"vary/{k}")) for k, picture in enumerate(pictures[:VARIED])]
+        varied_latents = load_latents(args, vae, np.stack([picture for picture, _ in varied]), "world_latents_varied")
+        time_ids_of = torch.tensor([TIME_IDS] * len(scenes) + [time_ids for _, time_ids in varied])
+        latents_of, scenes = torch.cat([latents_of, varied_latents]), scenes + scenes[:VARIED]
+    else:
+        unet = build_unet(args.width, args.layers)
+    unet.to(args.device, memory_format=torch.channels_last)
     unet.set_attn_processor(AttnProcessor())  # on a CPU the backward of the fused kernel is slow
     twin = copy.deepcopy(unet).to(torch.bfloat16)  # computes the gradients; cheaper than autocast
     average = copy.deepcopy(unet).eval().requires_grad_(False)
@@ -222,18 +361,19 @@ def main():
     def save(step: int):
         save_checkpoint(checkpoint, step, model=unet, average=average, optimizer=optimizer)
         average.save_pretrained(folder)
-        pipe = StableDiffusionPipeline(
-            vae, encoder, tokenizer, average, scheduler, None, None, None, requires_safety_checker=False
-        )
+        if args.xl:
+            pipe = StableDiffusionXLPipeline(**parts_of_pipeline, unet=average, add_watermarker=False)
+        else:
+            none = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+            pipe = StableDiffusionPipeline(**parts_of_pipeline, **none, unet=average, requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
         prompts = validation_prompts()
         images = pipe(prompts, num_inference_steps=20, generator=torch.Generator().manual_seed(0)).images
-        contact_sheet(images, 8).save(args.work_dir / f"unet_{step:05d}.png")
+        contact_sheet(images, 8).save(args.work_dir / f"{name}_{step:05d}.png")
         pixels = to_pixels(np.stack([np.asarray(image) for image in images[:24]]), args.device)
-        contents = [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
-        truth = torch.tensor([contents.index(prompt) for prompt in prompts[:24]], device=args.device)
+        truth = torch.tensor([contents().index(prompt) for prompt in prompts[:24]], device=args.device)
         first = (rank_content(clip, tokenizer, pixels).argmax(1) == truth).float().mean().item()
-        save_json(args.work_dir / "unet_log.json", {"step": step, "first_of_64": first})
+        save_json(args.work_dir / f"{name}_log.json", {"step": step, "first_of_64": first})
 
     # On a CPU one thread per part of the batch is faster than several threads per operation.
     parameters, workers = list(unet.parameters()), 1
@@ -243,11 +383,14 @@ def main():
     pool = ThreadPoolExecutor(
         workers, initializer=torch.set_num_threads if workers > 1 else None, initargs=(1,) if workers > 1 else ()
     )
-    bar = progress(start, args.steps, "unet")
+    bar = progress(start, args.steps, name)
     for step in bar:
         generator, rng = generator_of(args.seed, step), random.Random(f"{args.seed}/{step}")
         chosen = torch.randint(len(scenes), (args.batch_size,), generator=generator)
-        states = conditions([scenes[k] for k in chosen.tolist()], rng, generator)
+        states, pooled = conditions([scenes[k] for k in chosen.tolist()], rng, generator)
+        added = None
+        if args.xl:
+            added = {"text_embeds": pooled.bfloat16(), "time_ids": time_ids_of[chosen].to(args.device)}
         latents = latents_of[chosen].float()
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(len(alphas), (args.batch_size,), generator=generator)
@@ -255,10 +398,17 @@ def main():
         snr = alphas[timesteps] / (1 - alphas[timesteps])
         weight = (snr.clamp(max=SNR_CAP) / snr) / args.batch_size
 
-        def part_gradients(part: slice, noisy=noisy, noise=noise, timesteps=timesteps, states=states, weight=weight):
+        def part_gradients(
+            part: slice, noisy=noisy, noise=noise, timesteps=timesteps, states=states, added=added, weight=weight
+        ):
             """The loss of a part of the batch, and its gradients."""
             inputs = noisy[part].to(args.device).contiguous(memory_format=torch.channels_last)
-            predicted = twin(inputs.bfloat16(), timesteps[part].to(args.device), states[part].bfloat16()).sample
+            predicted = twin(
+                inputs.bfloat16(),
+                timesteps[part].to(args.device),
+                states[part].bfloat16(),
+                added_cond_kwargs=added and {key: value[part] for key, value in added.items()},
+            ).sample
             errors = F.mse_loss(predicted.float(), noise[part].to(args.device), reduction="none").mean((1, 2, 3))
             loss = (weight[part].to(args.device) * errors).sum()
             return loss.detach(), *torch.autograd.grad(loss, list(twin.parameters()))
