@@ -21,8 +21,8 @@ named has to exist. That is why the imports stand below as statements, inside a 
 the namespace of this module would be one too many.
 """
 
-import importlib
 import inspect
+import sys
 
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -38,6 +38,12 @@ from transformers import (
 )
 
 
+# diffusers executes this file anew for each folder that it loads it from, in one module, but Python would remember the
+# siblings of the folder before.
+for _sibling in ("pipeline_muse", "pipeline_muse_xl"):
+    sys.modules.pop(f"{__package__}.{_sibling}", None)
+
+
 def _muse_pipeline_class() -> type[DiffusionPipeline]:
     """Returns the pipeline for bases with one text encoder: Stable Diffusion 1.x and 2.x."""
     from .pipeline_muse import MusePipeline
@@ -46,17 +52,10 @@ def _muse_pipeline_class() -> type[DiffusionPipeline]:
 
 
 def _muse_xl_pipeline_class() -> type[DiffusionPipeline]:
-    """Returns the pipeline for bases with two text encoders; an `ImportError` says so where this release has none."""
-    try:
-        module = importlib.import_module(".pipeline_muse_xl", __package__)
-    except ModuleNotFoundError as error:
-        if error.name != f"{__package__}.pipeline_muse_xl":
-            raise
-        raise ImportError(
-            "The base checkpoint has a `text_encoder_2`, so it needs `MuseXLPipeline`, but this release of MUSE has "
-            "no `pipeline_muse_xl.py`. Use a Stable Diffusion 1.x or 2.x checkpoint."
-        ) from error
-    return module.MuseXLPipeline
+    """Returns the pipeline for bases with two text encoders: Stable Diffusion XL."""
+    from .pipeline_muse_xl import MuseXLPipeline
+
+    return MuseXLPipeline
 
 
 class AutoMusePipeline(DiffusionPipeline):
@@ -68,9 +67,9 @@ class AutoMusePipeline(DiffusionPipeline):
 
     Args:
         vae (`AutoencoderKL`): Decodes latents to images, and encodes images to be edited.
-        text_encoder (`CLIPTextModel`): Encodes prompts.
+        text_encoder (`CLIPTextModel` or `None`): Encodes prompts. The refiner of Stable Diffusion XL has none.
         text_encoder_2 (`CLIPTextModelWithProjection` or `None`): The second encoder of Stable Diffusion XL.
-        tokenizer (`CLIPTokenizer`): The tokenizer of `text_encoder`, and of `clip_model`.
+        tokenizer (`CLIPTokenizer` or `None`): The tokenizer of `text_encoder`, and of `clip_model`.
         tokenizer_2 (`CLIPTokenizer` or `None`): The tokenizer of `text_encoder_2`.
         unet (`UNet2DConditionModel`): Predicts the noise.
         scheduler (`KarrasDiffusionSchedulers`): Steps from noise to images.
@@ -86,14 +85,15 @@ class AutoMusePipeline(DiffusionPipeline):
         add_watermarker (`bool`, *optional*): Stable Diffusion XL only.
 
     Raises:
-        ImportError: If the base is a Stable Diffusion XL and this release has no pipeline for it.
         TypeError: If a component is given that the pipeline of this base does not know.
     """
 
     # Components by this list and required in the signature, as upstream's `safety_checker`: with a default of `None`
     # diffusers would load the checkpoint's component over the caller's.
     _optional_components = [
+        "text_encoder",
         "text_encoder_2",
+        "tokenizer",
         "tokenizer_2",
         "safety_checker",
         "feature_extractor",

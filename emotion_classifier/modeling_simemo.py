@@ -273,7 +273,10 @@ class SimEmoForImageClassification(PreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
-AutoConfig.register(SimEmoConfig.model_type, SimEmoConfig, exist_ok=True)
+# Loaded from a checkpoint's code it has to leave the name to the checkpoints: the code of another one, or of another
+# revision, would give way to this one.
+if not __name__.startswith(("diffusers_modules", "transformers_modules")):
+    AutoConfig.register(SimEmoConfig.model_type, SimEmoConfig, exist_ok=True)
 AutoModelForImageClassification.register(SimEmoConfig, SimEmoForImageClassification, exist_ok=True)
 SimEmoConfig.register_for_auto_class()
 SimEmoForImageClassification.register_for_auto_class("AutoModelForImageClassification")

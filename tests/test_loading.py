@@ -3,18 +3,18 @@
 import ast
 import inspect
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_models
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
+from fresh_process import check, run_fresh
 
-import pipeline
-import pipeline_muse
+from pipeline import AutoMusePipeline
+from pipeline_muse import MusePipeline
+from pipeline_muse_xl import MuseXLPipeline
 
 
 PREAMBLE = """
@@ -48,19 +48,10 @@ def run(base, muse, tmp_path):
     """Runs a script after `PREAMBLE` in a fresh process that has seen no code of this repository yet."""
 
     def run_script(script: str) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-        environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        environment.pop("PYTHONPATH", None)
-        arguments = [str(path) for path in (tiny_models.REPOSITORY, base, muse, tmp_path / "scratch")]
-        command = [sys.executable, "-c", PREAMBLE + script, *arguments]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        arguments = (tiny_models.REPOSITORY, base, muse, tmp_path / "scratch")
+        return run_fresh(PREAMBLE + script, *arguments, folder=tmp_path, HF_HUB_OFFLINE="1")
 
     return run_script
-
-
-def check(process: subprocess.CompletedProcess) -> None:
-    """Fails with the process's last words unless it ended well."""
-    assert process.returncode == 0, process.stderr[-4000:]
 
 
 def test_the_layout_of_this_repository_loads(run):
@@ -189,26 +180,6 @@ torch.testing.assert_close(image(pipe), load_file(scratch + "/image.safetensors"
     )
 
 
-def test_the_dispatcher_picks_by_the_second_text_encoder(run):
-    script = """
-from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-chosen = get_class_from_dynamic_module(repository, "pipeline.py", trust_remote_code=True)
-components = StableDiffusionPipeline.from_pretrained(base).components
-config = CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
-del components["safety_checker"]
-pipe = chosen(**components, text_encoder_2=CLIPTextModelWithProjection(config), tokenizer_2=components["tokenizer"])
-assert type(pipe).__name__ == "MuseXLPipeline"
-"""
-    process = run(script)
-    if (tiny_models.REPOSITORY / "pipeline_muse_xl.py").exists():
-        check(process)
-    else:
-        assert process.returncode != 0
-        assert "ImportError: The base checkpoint has a `text_encoder_2`" in process.stderr
-        assert "pipeline_muse_xl.py" in process.stderr
-
-
 def relative_imports(path: Path) -> set[str]:
     """Names of the sibling modules that a file imports, by its syntax tree."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
@@ -227,14 +198,15 @@ def test_pipelines_stand_alone(path):
     assert not get_relative_imports(path), "only one file is fetched where a pipeline is loaded by its name"
 
 
-def test_the_dispatcher_knows_every_component():
+@pytest.mark.parametrize("pipeline_class", [MusePipeline, MuseXLPipeline])
+def test_the_dispatcher_knows_every_component(pipeline_class):
     """diffusers asks the dispatcher, not the pipeline behind it, which components and settings to load."""
-    offered = inspect.signature(pipeline.AutoMusePipeline.__init__).parameters
-    needed = inspect.signature(pipeline_muse.MusePipeline.__init__).parameters
+    offered = inspect.signature(AutoMusePipeline.__init__).parameters
+    needed = inspect.signature(pipeline_class.__init__).parameters
     assert needed.keys() <= offered.keys()
     for name, parameter in needed.items():
         assert offered[name].annotation == parameter.annotation, name
-    assert set(pipeline_muse.MusePipeline._optional_components) <= set(pipeline.AutoMusePipeline._optional_components)
+    assert set(pipeline_class._optional_components) <= set(AutoMusePipeline._optional_components)
 
 
 def test_the_index_of_the_tiny_checkpoint_is_that_of_the_repository(muse):
