@@ -104,7 +104,9 @@ EMOTION_TEMPLATES = ("a picture that evokes {}", "a scene full of {}", "an image
 EMOTION_PROMPTS = {label: [template.format(label) for template in EMOTION_TEMPLATES] for label in MIKELS_WHEEL}
 
 PIXEL_SETTINGS = ("image_size", "image_mean", "image_std")  # what a classifier's config tells of its input
+TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "semantic_prompt")
 NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MAX_WEIGHT = 1e6  # learning rates, weights and scales beyond it are mistakes
 
@@ -170,8 +172,8 @@ def normalize_emotion(emotion: Emotion, labels: Sequence[str]) -> dict[str, floa
         labels (`Sequence[str]`): The labels that the classifier knows.
 
     Raises:
-        ValueError: For a label that the classifier does not know, and for weights that are negative, not finite or
-            all zero.
+        ValueError: For a label that the classifier does not know, and for weights that are negative, beyond
+            `MAX_WEIGHT` or all zero.
         TypeError: For anything that is neither a label, a mapping nor `None`.
     """
     if emotion is None:
@@ -185,11 +187,11 @@ def normalize_emotion(emotion: Emotion, labels: Sequence[str]) -> dict[str, floa
     for label, weight in emotion.items():
         if label not in labels:
             raise ValueError(f"`emotion` {label!r} is not known to the classifier, which knows {sorted(labels)}.")
-        if not is_number(weight) or not math.isfinite(weight) or weight < 0:
-            raise ValueError(f"`emotion` weights have to be finite numbers >= 0, but {label!r} has {weight!r}.")
+        if not (is_number(weight) and 0 <= weight <= MAX_WEIGHT):
+            raise ValueError(f"`emotion` weights have to be numbers in [0, {MAX_WEIGHT}]: {label!r} has {weight!r}.")
     total = sum(emotion.values())
-    if not 0 < total < math.inf:
-        raise ValueError(f"`emotion` weights have to sum to a finite number above 0, but {dict(emotion)} does not.")
+    if total <= 0:
+        raise ValueError(f"`emotion` weights have to sum to more than 0, but {dict(emotion)} does not.")
     return {label: weight / total for label, weight in emotion.items() if weight > 0}
 
 
@@ -449,8 +451,8 @@ def is_dynamic(module: str) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """True for real numbers, also NumPy's, but not for booleans."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    """True for Python's and NumPy's integers and floats, which PyTorch can take, but not for booleans."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def check_range(name: str, value: Any, low: float, high: float = math.inf, integer: bool = False) -> None:
@@ -459,6 +461,36 @@ def check_range(name: str, value: Any, low: float, high: float = math.inf, integ
         raise TypeError(f"`{name}` has to be {'an integer' if integer else 'a number'}, but is {value!r}.")
     if not low <= value <= high:
         raise ValueError(f"`{name}` has to lie in [{low}, {high}], but is {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises a `ValueError` that names the argument unless it is one of `choices`."""
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"`{name}` has to be one of {list(choices)}, but is {value!r}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises a `TypeError` that names the argument unless it is a boolean."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` has to be True or False, but is {value!r}.")
+
+
+def check_texts(name: str, value: Any) -> None:
+    """Raises a `TypeError` that names the argument unless it is a string or a list of strings."""
+    if not all(isinstance(text, str) for text in (value if isinstance(value, list) else [value])):
+        raise TypeError(f"`{name}` has to be a string or a list of strings, but is {value!r}.")
+
+
+def check_tensor(name: str, value: Any, *shape: int | None) -> None:
+    """Raises an error that names the argument unless it holds finite floats in `shape`; `None` is any size but 0."""
+    if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+        raise TypeError(f"`{name}` has to be a tensor of floats, but is {getattr(value, 'dtype', type(value))}.")
+    sizes = tuple(value.shape)
+    if len(sizes) != len(shape) or any(size != (wanted or max(1, size)) for size, wanted in zip(sizes, shape)):
+        wanted = ", ".join(str(size or "n") for size in shape)
+        raise ValueError(f"`{name}` has to have shape ({wanted}), but has {sizes}.")
+    if not torch.isfinite(value).all():
+        raise ValueError(f"`{name}` has to be finite, but holds infinite values or NaN.")
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:
@@ -638,8 +670,7 @@ class GuidanceSettings:
         for name in ("emotion_learning_rate", "inherent_weight", "similar_weight"):
             check_range(name, getattr(self, name), 0, MAX_WEIGHT)
         for name in ("guided_preview", "carry_emotion_tokens", "gradient_checkpointing"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"`{name}` has to be True or False, but is {getattr(self, name)!r}.")
+            check_flag(name, getattr(self, name))
 
     def learning_rate(self, step: int) -> float:
         """`lr * (1 - i / 100)` for the 0-based index i of the denoising step; zero from the 101st step on."""
@@ -1010,6 +1041,22 @@ class MusePipeline(StableDiffusionPipeline):
         return len(prompt) if isinstance(prompt, list) else 1
 
     @staticmethod
+    def _check_similar(similar_emotions: Any, labels: list[str]) -> None:
+        """Raises unless `similar_emotions` is None, "both", a list of labels, or labels with a list for each."""
+        if similar_emotions is None or (isinstance(similar_emotions, str) and similar_emotions == "both"):
+            return
+        is_table = isinstance(similar_emotions, Mapping)
+        rows = [list(similar_emotions), *similar_emotions.values()] if is_table else [similar_emotions]
+        if not all(isinstance(names, (list, tuple)) for names in rows):
+            raise TypeError(
+                "`similar_emotions` has to be None, 'both', a list of labels or a mapping from labels to lists of"
+                f" labels, but is {similar_emotions!r}."
+            )
+        unknown = [name for names in rows for name in names if not (isinstance(name, str) and name in labels)]
+        if unknown:
+            raise ValueError(f"`similar_emotions` {unknown} are not among {sorted(labels)}.")
+
+    @staticmethod
     def _resolve_similar(
         similar_emotions: str | Sequence[str] | Mapping[str, Sequence[str]] | None,
         target: dict[str, float],
@@ -1022,16 +1069,8 @@ class MusePipeline(StableDiffusionPipeline):
             names = [name for name in names if name in labels]
         elif isinstance(similar_emotions, Mapping):
             names = [other for label in target for other in similar_emotions.get(label, ())]
-        elif isinstance(similar_emotions, (list, tuple)):
-            names = list(similar_emotions)
         else:
-            raise TypeError(
-                "`similar_emotions` has to be None, 'both', a list of labels or a mapping from labels to lists of"
-                f" labels, but is {similar_emotions!r}."
-            )
-        unknown = [name for name in names if name not in labels]
-        if unknown:
-            raise ValueError(f"`similar_emotions` {unknown} are not among {sorted(labels)}.")
+            names = list(similar_emotions)
         names = sorted(set(names) - set(target))
         return dict.fromkeys(names, 1 / len(names)) if names else {}
 
@@ -1041,25 +1080,14 @@ class MusePipeline(StableDiffusionPipeline):
         batch_size = num_prompts * given["num_images_per_prompt"]
         emotion_token_init, emotion_tokens = given["emotion_token_init"], given["emotion_tokens"]
         num_emotion_tokens = given["num_emotion_tokens"]
-        if emotion_token_init not in ("random", "emotion"):
-            raise ValueError(f"`emotion_token_init` has to be 'random' or 'emotion', but is {emotion_token_init!r}.")
+        check_choice("emotion_token_init", emotion_token_init, ("random", "emotion"))
         if num_emotion_tokens is not None:
             check_range("num_emotion_tokens", num_emotion_tokens, 1, integer=True)
-        if emotion_tokens is None:
-            return
-        if not isinstance(emotion_tokens, torch.Tensor):
-            raise TypeError(f"`emotion_tokens` has to be a tensor, but is {type(emotion_tokens)}.")
-        width = self.unet.config.cross_attention_dim
-        ok = emotion_tokens.ndim in (2, 3) and emotion_tokens.shape[-1] == width and emotion_tokens.shape[-2] > 0
-        ok = ok and (emotion_tokens.ndim == 2 or emotion_tokens.shape[0] in (1, batch_size))
-        ok = ok and num_emotion_tokens in (None, emotion_tokens.shape[-2])
-        if not ok:
-            raise ValueError(
-                f"`emotion_tokens` has to have shape ({num_emotion_tokens or 'n'}, {width}) or"
-                f" ({batch_size}, {num_emotion_tokens or 'n'}, {width}), but has {tuple(emotion_tokens.shape)}."
-            )
-        if not torch.isfinite(emotion_tokens).all():
-            raise ValueError("`emotion_tokens` has to be finite, but holds infinite values or NaN.")
+        if emotion_tokens is not None:
+            shape: list[int | None] = [num_emotion_tokens, self.unet.config.cross_attention_dim]
+            sizes = getattr(emotion_tokens, "shape", ())
+            rows = [] if len(sizes) == 2 else [1 if sizes[:1] == (1,) else batch_size]
+            check_tensor("emotion_tokens", emotion_tokens, *rows, *shape)
 
     def _resolve_semantic_prompts(
         self,
@@ -1071,8 +1099,6 @@ class MusePipeline(StableDiffusionPipeline):
         """The gate's text for each prompt; `None` where the gate asks no CLIP."""
         text = prompt if semantic_prompt is None else semantic_prompt
         texts = text if isinstance(text, list) else [text] * num_prompts
-        if semantic_prompt is not None and not all(isinstance(one, str) for one in texts):
-            raise TypeError(f"`semantic_prompt` has to be a string or a list of strings, but is {semantic_prompt!r}.")
         if len(texts) != num_prompts:
             raise ValueError(f"`semantic_prompt` has {len(texts)} entries for {num_prompts} prompts.")
         if self.clip_model is None or settings.semantic_threshold <= 0:
@@ -1085,8 +1111,7 @@ class MusePipeline(StableDiffusionPipeline):
     def _resolve_reference(given: Mapping[str, Any]) -> bool:
         """Whether guidance leads away from the source prompt instead of the null prompt."""
         guidance_reference = given["guidance_reference"]
-        if guidance_reference not in ("null", "source"):
-            raise ValueError(f"`guidance_reference` has to be 'null' or 'source', but is {guidance_reference!r}.")
+        check_choice("guidance_reference", guidance_reference, ("null", "source"))
         if guidance_reference == "null":
             return False
         if given["image"] is None:
@@ -1103,10 +1128,9 @@ class MusePipeline(StableDiffusionPipeline):
     ) -> tuple[list[PIL.Image.Image] | torch.Tensor | None, int, int]:
         """The source, if there is one, and the height and width of the result."""
         image, height, width = given["image"], given["height"], given["width"]
+        self._check_size(height, width)
         if image is None:
             return None, *self._default_size(height, width)
-        if given["timesteps"] is not None or given["sigmas"] is not None:
-            raise ValueError("`timesteps` and `sigmas` cannot be given with `image`: an edit walks DDIM's own path.")
         self._check_path(given["strength"], given["num_inference_steps"])
         image = self._check_image(image, num_prompts)
         return image, *self._image_size(image, height, width)
@@ -1148,6 +1172,13 @@ class MusePipeline(StableDiffusionPipeline):
         most = self.scheduler.config.num_train_timesteps
         check_range("num_inference_steps", num_inference_steps, 1, most, integer=True)
         check_strength(strength, num_inference_steps)
+
+    @staticmethod
+    def _check_size(height: Any, width: Any) -> None:
+        """Raises unless these are sides that a picture can have; of what they are multiples upstream checks."""
+        for name, side in (("height", height), ("width", width)):
+            if side is not None:
+                check_range(name, side, 8, integer=True)
 
     def _image_size(
         self, images: list[PIL.Image.Image] | torch.Tensor, height: int | None, width: int | None
@@ -1589,8 +1620,11 @@ class MusePipeline(StableDiffusionPipeline):
         if given["prompt"] is None and given["prompt_embeds"] is None:
             given["prompt"] = ""
         given["num_images_per_prompt"] = 1
+        self._check_encoding(given)
+        self._check_size(given["height"], given["width"])
         self._check_path(given["strength"], given["num_inference_steps"])
         batch_size = self._count_prompts(given["prompt"], given["prompt_embeds"])
+        self._check_conditioning(given, batch_size)
         image = self._check_image(given["image"], batch_size)
         given["height"], given["width"] = self._image_size(image, given["height"], given["width"])
         self.check_inputs(**accepted_arguments(self.check_inputs, **given, callback_steps=None))
@@ -1633,10 +1667,12 @@ class MusePipeline(StableDiffusionPipeline):
     def _resolve_request(self, arguments: Mapping[str, Any], settings: GuidanceSettings) -> Request:
         """Checks the arguments of a call that needs more than upstream does, and completes them."""
         given = dict(arguments)
+        self._check_encoding(given)
         emotion_prompts = self._resolve_emotion_prompts(given["emotion_prompts"])
         labels = self.emotion_labels if emotion_prompts is None else list(emotion_prompts)
         prompt, targets = self._resolve_prompts(given["prompt"], given["prompt_embeds"], given["emotion"], labels)
         num_prompts, given["prompt"] = len(targets), prompt
+        self._check_similar(given["similar_emotions"], labels)
         request = Request(
             given=given,
             settings=settings,
@@ -1654,32 +1690,121 @@ class MusePipeline(StableDiffusionPipeline):
         callback = given["callback_on_step_end"]
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
             given["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
-        self._check_counts(given, num_prompts)
+        self._check_options(given)
+        self._check_schedule(given)
+        self._check_conditioning(given, num_prompts)
+        self._check_ip_adapter(given)
+        self._check_samples(given, num_prompts)
         self.check_inputs(**accepted_arguments(self.check_inputs, **given, callback_steps=None))
         return request
 
-    def _check_counts(self, given: Mapping[str, Any], num_prompts: int) -> None:
-        """What upstream checks late or not at all: counts, scales, generators, latents, misspelt arguments."""
+    # What upstream checks late, deep in some network, or not at all
+
+    def _check_encoding(self, given: Mapping[str, Any]) -> None:
+        """Raises unless prompts are texts, and `prompt_embeds` and the settings of the encoder fit the networks."""
+        for name in TEXTS:
+            if given.get(name) is not None:
+                check_texts(name, given[name])
+        if given["prompt_embeds"] is not None:
+            check_tensor("prompt_embeds", given["prompt_embeds"], None, None, self.unet.config.cross_attention_dim)
+        if given["clip_skip"] is not None:
+            check_range("clip_skip", given["clip_skip"], 0, self._most_clip_skip, integer=True)
+        attention = given["cross_attention_kwargs"]
+        if attention is not None and not (
+            isinstance(attention, dict) and all(isinstance(key, str) for key in attention)
+        ):
+            raise TypeError(f"`cross_attention_kwargs` has to be a dict with names as keys, but is {attention!r}.")
+        if attention and "scale" in attention:
+            check_range("cross_attention_kwargs", attention["scale"], -MAX_WEIGHT, MAX_WEIGHT)
+
+    @property
+    def _most_clip_skip(self) -> float:
+        """How many layers of the text encoder can be left out."""
+        return math.inf if self.text_encoder is None else self.text_encoder.config.num_hidden_layers
+
+    def _check_conditioning(self, given: Mapping[str, Any], num_prompts: int) -> None:
+        """Raises unless there is one negative prompt for each prompt, in the form that upstream wants."""
+        prompt, negative_prompt = given["prompt"], given.get("negative_prompt")
+        if negative_prompt is None:
+            return
+        if isinstance(negative_prompt, list) != (isinstance(prompt, list) or (prompt is None and num_prompts > 1)):
+            raise TypeError(
+                f"`negative_prompt` has to be a string beside one prompt and a list beside a list, but is"
+                f" {negative_prompt!r} beside {prompt!r}."
+            )
+
+    def _check_options(self, given: Mapping[str, Any]) -> None:
+        """Raises for numbers out of their range, unknown choices, callbacks that are none, and misspelt arguments."""
         self._check_unexpected(given["kwargs"])
-        generator, latents = given["generator"], given["latents"]
-        for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
-            if isinstance(given.get(name), list) and len(given[name]) != num_prompts:
-                raise ValueError(f"`{name}` has {len(given[name])} entries for {num_prompts} prompts.")
         check_range("num_inference_steps", given["num_inference_steps"], 1, integer=True)
         check_range("guidance_scale", given["guidance_scale"], -MAX_WEIGHT, MAX_WEIGHT)
         check_range("guidance_rescale", given["guidance_rescale"], 0, 1)
+        check_range("eta", given["eta"], 0, 1)
+        check_choice("output_type", given["output_type"], OUTPUT_TYPES)
+        check_flag("return_dict", given["return_dict"])
+        callback, names = given["callback_on_step_end"], given["callback_on_step_end_tensor_inputs"]
+        if callback is not None and not callable(callback):
+            raise TypeError(f"`callback_on_step_end` has to be callable, but is {callback!r}.")
+        if not isinstance(names, (list, tuple)) and (callback is not None or names is not None):
+            raise TypeError(f"`callback_on_step_end_tensor_inputs` has to be a list of names, but is {names!r}.")
+
+    def _check_schedule(self, given: Mapping[str, Any]) -> None:
+        """Raises unless the scheduler can walk the caller's own `timesteps` or `sigmas`, if there are any."""
+        for name, most in (("timesteps", self.scheduler.config.num_train_timesteps - 1), ("sigmas", MAX_WEIGHT)):
+            values = given[name]
+            if values is None:
+                continue
+            if given["image"] is not None:
+                raise ValueError(f"`{name}` cannot be given with `image`: an edit walks DDIM's own path.")
+            if name not in inspect.signature(self.scheduler.set_timesteps).parameters:
+                raise ValueError(f"`{name}` cannot be given with {type(self.scheduler).__name__}, which sets its own.")
+            if not isinstance(values, (list, tuple, np.ndarray)):
+                raise TypeError(f"`{name}` has to be a list of numbers, but is {values!r}.")
+            for value in values:
+                check_range(name, value, 0, most, integer=name == "timesteps")
+            if len(values) == 0 or any(after >= before for before, after in zip(values, values[1:])):
+                raise ValueError(f"`{name}` has to hold falling numbers, but is {values!r}.")
+
+    def _check_ip_adapter(self, given: Mapping[str, Any]) -> None:
+        """Raises unless there is one entry of `ip_adapter_image` or of its embeddings for each IP-Adapter."""
+        adapters = getattr(self.unet.encoder_hid_proj, "image_projection_layers", ())
+        with_null = given["guidance_scale"] > 1 and given["guidance_reference"] == "null"
+        for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
+            entries = given[name] if isinstance(given[name], list) else [given[name]]
+            if given[name] is None:
+                continue
+            if len(adapters) == 0:
+                raise ValueError(f"`{name}` needs an IP-Adapter: call `pipe.load_ip_adapter(...)` first.")
+            if len(entries) != len(adapters):
+                raise ValueError(f"`{name}` has {len(entries)} entries for {len(adapters)} IP-Adapters.")
+            for entry in entries:
+                if name == "ip_adapter_image_embeds":  # the null image's row comes first
+                    axes = 4 if getattr(entry, "ndim", 3) == 4 else 3
+                    check_tensor(name, entry, 2 if with_null else 1, *[None] * (axes - 1))
+                elif not isinstance(entry, (PIL.Image.Image, np.ndarray, torch.Tensor)):
+                    raise TypeError(f"`{name}` has to be an image or a list of them, but is {given[name]!r}.")
+
+    def _check_samples(self, given: Mapping[str, Any], num_prompts: int) -> None:
+        """Raises unless what is given per prompt or per image is there for each of them."""
+        generator, width = given["generator"], self.unet.config.cross_attention_dim
+        for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
+            if isinstance(given.get(name), list) and len(given[name]) != num_prompts:
+                raise ValueError(f"`{name}` has {len(given[name])} entries for {num_prompts} prompts.")
+        if given["negative_prompt_embeds"] is not None:
+            prompt_embeds = given["prompt_embeds"]
+            length = self.tokenizer.model_max_length if prompt_embeds is None else prompt_embeds.shape[1]
+            check_tensor("negative_prompt_embeds", given["negative_prompt_embeds"], num_prompts, length, width)
         images = num_prompts * given["num_images_per_prompt"]
         generators = generator if isinstance(generator, list) else [generator]
         if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
             raise TypeError(f"`generator` has to be a torch.Generator or a list of them, but is {generator!r}.")
         if isinstance(generator, list) and len(generator) != images:
             raise ValueError(f"`generator` is a list of {len(generator)} for {images} images; give one for each.")
-        if latents is not None and not isinstance(latents, torch.Tensor):
-            raise TypeError(f"`latents` has to be a tensor, but is {type(latents)}.")
-        channels = self.unet.config.in_channels
-        if latents is not None and (latents.ndim != 4 or latents.shape[:2] != (images, channels)):
-            raise ValueError(
-                f"`latents` has to have shape ({images}, {channels}, height, width), but has {tuple(latents.shape)}."
+        if given["latents"] is not None:
+            sides = [given[name] // self.vae_scale_factor for name in ("height", "width")]
+            free = given["image"] is None  # upstream takes latents of any size for those of the image to make
+            check_tensor(
+                "latents", given["latents"], images, self.unet.config.in_channels, *[None, None] if free else sides
             )
 
     def _check_unexpected(self, names: Iterable[str]) -> None:

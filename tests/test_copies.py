@@ -23,11 +23,13 @@ DIFFERENT = {
     "MusePipeline._unscale_latents",
     "MusePipeline._decode_output",
     "MusePipeline._encode_conditioning",
+    "MusePipeline._check_conditioning",
+    "MusePipeline._most_clip_skip",
     "MusePipeline.invert",
     "MusePipeline.__call__",
 }
 ONLY_XL = {"latents_statistics", "upcast", "MuseXLPipelineOutput", "MuseXLPipeline"}
-ONLY_XL |= {"MuseXLPipeline._time_ids", "MuseXLPipeline._check_xl"}
+ONLY_XL |= {"MuseXLPipeline._time_ids"}
 
 
 def syntax(node: ast.stmt, replacements: str | None = None) -> str:
