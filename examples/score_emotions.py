@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import tqdm
 from loading import (
     DTYPES,
     REPOSITORY,
@@ -51,7 +52,6 @@ from loading import (
 )
 from PIL import Image
 from sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
-from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from pipeline_muse import PIXEL_SETTINGS, PixelSpec, chunks, to_rgb
