@@ -1,0 +1,262 @@
+"""What only Stable Diffusion XL has: two text encoders, sizes, refiners, a VAE that overflows, few steps."""
+
+import math
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny_models
+import torch
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    TCDScheduler,
+)
+from tiny_models import STABLE_DIFFUSION_XL, generator, guide, stock
+
+from pipeline_muse_xl import MuseXLPipeline, latents_statistics
+
+
+IMAGE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def pipe() -> MuseXLPipeline:
+    return tiny_models.muse_pipeline(STABLE_DIFFUSION_XL)
+
+
+@pytest.fixture
+def parent(pipe) -> StableDiffusionXLPipeline:
+    """The stock pipeline around the same modules."""
+    components = {name: module for name, module in pipe.components.items() if name in STABLE_DIFFUSION_XL.components()}
+    return tiny_models.quiet(StableDiffusionXLPipeline(**components))
+
+
+def embeds(pipe, prompt: str) -> dict[str, torch.Tensor]:
+    """What upstream takes in place of prompts."""
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    with torch.no_grad():
+        return dict(zip(names, pipe.encode_prompt(prompt, device="cpu")))
+
+
+SIZES = {
+    "original_size": (64, 48),
+    "crops_coords_top_left": (8, 4),
+    "target_size": (40, 32),
+    "negative_original_size": (16, 16),
+    "negative_crops_coords_top_left": (2, 2),
+    "negative_target_size": (24, 24),
+}
+CALLS = {
+    "sizes": SIZES,
+    "sizes of two images": SIZES | {"prompt": ["a cat", "a dog"]},
+    "second prompts": {"prompt_2": "a red house", "negative_prompt": "snow", "negative_prompt_2": "rain"},
+    "a list of second prompts": {"prompt": ["a cat", "a dog"], "prompt_2": ["red", "blue"]},
+    "one side": {"height": 24},
+    "the first part": {"denoising_end": 0.6, "num_inference_steps": 6},
+    "no guidance": {"guidance_scale": 0.0},
+    "three images": {"num_images_per_prompt": 3, "guidance_rescale": 0.4},
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_upstreams_arguments_are_honoured(pipe, parent, call):
+    """While the gate is closed, bit for bit; and they reach the guided call."""
+    expected = stock(parent, **CALLS[call])
+    assert torch.equal(stock(pipe, **CALLS[call]), expected)
+    assert torch.equal(guide(pipe, semantic_threshold=math.inf, **CALLS[call]).images, expected)
+    guided = guide(pipe, **CALLS[call])
+    assert guided.images.shape == expected.shape and guided.images.isfinite().all()
+    assert not torch.equal(guided.images, expected)
+
+
+def test_embeddings_stand_in_for_prompts(pipe, parent):
+    given = embeds(pipe, "a cat")
+    expected = stock(parent, prompt=None, **given)
+    assert torch.equal(guide(pipe, prompt=None, semantic_threshold=math.inf, **given).images, expected)
+    assert torch.equal(guide(pipe, prompt=None, **given).images, guide(pipe).images)
+
+
+def test_tokens_stand_in_the_wide_embedding_and_the_rest_is_the_prompts(pipe, count_calls):
+    calls = count_calls(pipe.unet)
+    output = guide(pipe, **SIZES)
+    width = pipe.text_encoder.config.hidden_size + pipe.text_encoder_2.config.hidden_size
+    assert output.emotion_tokens.shape == (1, 4, width)
+    given = embeds(pipe, "a cat")
+    for (_, keywords), _ in calls.calls:
+        states, added = keywords["encoder_hidden_states"], keywords["added_cond_kwargs"]
+        if states.shape[1] > given["prompt_embeds"].shape[1]:  # with tokens
+            assert torch.equal(states[:, : given["prompt_embeds"].shape[1]], given["prompt_embeds"])
+            assert torch.equal(added["text_embeds"], given["pooled_prompt_embeds"])
+            assert added["time_ids"].tolist() == [[64, 48, 8, 4, 40, 32]]
+        else:  # the null prompt, and before the gate opens the prompt behind it
+            assert torch.equal(added["text_embeds"][:1], given["negative_pooled_prompt_embeds"])
+            assert added["time_ids"][:1].tolist() == [[16, 16, 2, 2, 24, 24]]
+
+
+def test_the_gate_reads_the_prompt_through_the_first_tokenizer(pipe):
+    before = guide(pipe, semantic_threshold=1e6).trace[0].similarity
+    pipe.tokenizer_2.padding_side = "left"
+    other = guide(pipe, semantic_threshold=1e6, prompt_2="a dog").trace[0].similarity
+    words = pipe._tokenize_gate(["a cat"])["input_ids"][0]
+    assert words.tolist() == pipe.tokenizer("a cat", padding="max_length").input_ids
+    assert before != other, "the image has changed"
+
+
+# ---- refiners and few steps ----------------------------------------------------------------------------------------
+
+
+def test_a_refiner_takes_over(pipe):
+    components = {name: part for name, part in pipe.components.items() if name in STABLE_DIFFUSION_XL.components()}
+    refiner = tiny_models.quiet(StableDiffusionXLImg2ImgPipeline(**components))
+    steps = []
+
+    def callback(pipe, step, timestep, values):
+        steps.append(int(timestep))
+        return {}
+
+    settings = {"num_inference_steps": 10, "callback_on_step_end": callback}
+    latents = guide(pipe, denoising_end=0.7, **settings).images
+    there = list(steps)
+    image = refiner("a cat", image=latents, denoising_start=0.7, output_type="np", **settings).images
+    assert there and np.isfinite(image).all()
+    assert sorted(steps, reverse=True) == steps == pipe.scheduler.timesteps.tolist(), "each step is made once"
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize(
+    "scheduler", [EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LCMScheduler, TCDScheduler, DDIMScheduler]
+)
+def test_distilled_models_take_few_steps_without_guidance(pipe, parent, scheduler, steps):
+    """As SDXL-Turbo and Lightning do."""
+    for one in (pipe, parent):
+        one.scheduler = scheduler.from_config(one.scheduler.config, timestep_spacing="trailing")
+    settings = {"guidance_scale": 0.0, "num_inference_steps": steps}
+    assert torch.equal(guide(pipe, semantic_threshold=math.inf, **settings).images, stock(parent, **settings))
+    output = guide(pipe, emotion_learning_rate=0.1, max_inner_steps=3, **settings)
+    assert output.images.isfinite().all()
+    assert output.trace[0].loss[0][-1] < output.trace[0].loss[0][0]
+
+
+# ---- the VAE -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def overflowing() -> MuseXLPipeline:
+    """In float16, with a VAE whose activations are beyond it, as SDXL's are."""
+    pipe = tiny_models.muse_pipeline(STABLE_DIFFUSION_XL)
+    with torch.no_grad():
+        pipe.vae.decoder.conv_in.weight.mul_(2e5)  # below 65504 itself
+    return pipe.to(torch.float16)
+
+
+def test_the_vae_works_in_float32_where_float16_overflows(overflowing):
+    dtypes = set()
+    overflowing.vae.decoder.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    overflowing.vae.encoder.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    for settings in ({}, {"image": IMAGE}):
+        output = guide(overflowing, output_type="np", **settings)
+        assert np.isfinite(output.images).all() and np.isfinite(output.trace[0].loss[0]).all()
+    overflowing.invert(IMAGE, num_inference_steps=1)
+    assert dtypes == {torch.float32}
+    assert overflowing.vae.dtype == torch.float16 and overflowing.unet.dtype == torch.float16
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_the_vae_is_float16_again_whatever_happens(overflowing, error):
+    def fail(*arguments):
+        raise error
+
+    with pytest.raises(type(error)):
+        guide(overflowing, callback_on_step_end=fail)
+    assert overflowing.vae.dtype == torch.float16
+
+
+def test_black_images_are_errors(overflowing):
+    """A VAE that claims to be fixed for float16, and is not."""
+    overflowing.vae.register_to_config(force_upcast=False)
+    with pytest.raises(ValueError, match="decoded image.*float16"):
+        guide(overflowing, output_type="np", max_inner_steps=0)
+
+
+def test_latents_that_are_not_finite_are_errors(pipe):
+    def callback(pipe, step, timestep, values):
+        return {"latents": values["latents"] * math.nan}
+
+    for output_type in ("latent", "np"):
+        with pytest.raises(ValueError, match="latents"):
+            guide(pipe, callback_on_step_end=callback, output_type=output_type)
+
+
+def test_a_fixed_vae_stays_in_float16():
+    pipe = tiny_models.muse_pipeline(STABLE_DIFFUSION_XL).to(torch.float16)
+    pipe.vae.register_to_config(force_upcast=False)
+    dtypes = set()
+    pipe.vae.decoder.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    assert np.isfinite(guide(pipe, output_type="np").images).all()
+    assert dtypes == {torch.float16}
+
+
+def test_latents_are_normalised_by_mean_and_deviation(pipe, parent):
+    pipe.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[2.0, 0.5, 1.0, 1.5])
+    expected = stock(parent, output_type="np")
+    assert np.array_equal(guide(pipe, semantic_threshold=math.inf, output_type="np").images, expected)
+    latents = torch.randn(2, 4, 8, 8, generator=generator())
+    torch.testing.assert_close(pipe._unscale_latents(pipe._scale_latents(latents), pipe.vae), latents)
+    mean, std = latents_statistics(pipe.vae, latents)
+    torch.testing.assert_close(pipe._scale_latents(mean.expand(1, 4, 8, 8)), torch.zeros(1, 4, 8, 8))
+    assert std.flatten().tolist() == [2.0, 0.5, 1.0, 1.5]
+
+
+def test_a_preview_vae_knows_nothing_of_mean_and_deviation(pipe):
+    pipe.vae.register_to_config(latents_mean=[5.0] * 4, latents_std=[2.0] * 4)
+    latents = torch.randn(2, 4, 8, 8, generator=generator())
+    assert torch.equal(pipe._unscale_latents(latents, tiny_models.preview_vae()), latents)
+
+
+# ---- LoRA ----------------------------------------------------------------------------------------------------------
+
+
+def test_loras_in_the_network_and_both_encoders_reach_the_guided_call(pipe):
+    from peft import LoraConfig
+
+    plain = guide(pipe)
+    for module in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
+        names = ["to_k", "to_v"] if module is pipe.unet else ["q_proj", "v_proj"]
+        module.add_adapter(LoraConfig(r=2, target_modules=names, init_lora_weights=False), adapter_name="mood")
+    for module in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
+        before = {name: weight.requires_grad for name, weight in module.named_parameters()}
+        output = guide(pipe)
+        assert {name: weight.requires_grad for name, weight in module.named_parameters()} == before
+    assert not torch.equal(output.images, plain.images)
+    assert output.trace[0].loss[0][-1] < output.trace[0].loss[0][0]
+    weak = guide(pipe, cross_attention_kwargs={"scale": 0.0})
+    torch.testing.assert_close(weak.images, plain.images, rtol=0, atol=1e-3)
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        *(("denoising_end", {"denoising_end": value}) for value in (-0.1, 1.5, math.nan, "half", True)),
+        ("denoising_end", {"denoising_end": 0.5, "image": IMAGE}),
+        *((name, {name: value}) for name in SIZES for value in (64, (1, 2, 3), "64x64", (None, 8))),
+        ("prompt_2", {"prompt_2": 5}),
+        ("prompt_2", {"prompt_2": ["a", "b"]}),
+        ("negative_prompt_2", {"negative_prompt_2": ["a", "b"]}),
+        ("negative_prompt_2", {"negative_prompt_2": "a", "image": IMAGE, "guidance_reference": "source"}),
+        ("pooled_prompt_embeds", {"prompt": None, "prompt_embeds": torch.zeros(1, 16, 56)}),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_bad_input_is_named_before_any_work(pipe, count_calls, name, call):
+    calls = count_calls(pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+    with pytest.raises((ValueError, TypeError), match=rf"`{name}`"):
+        guide(pipe, **call)
+    assert len(calls) == 0
