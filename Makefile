@@ -14,7 +14,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INSTALL_ARGS ?= torch==2.13.0
 DEMO_ARGS ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

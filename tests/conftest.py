@@ -1,8 +1,15 @@
+import os
+
 import pytest
 import tiny_models
 import torch
 
 from pipeline_muse import MusePipeline
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: one thread each, in their subprocesses too
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture
