@@ -57,30 +57,6 @@ def test_what_a_callback_returns_is_used_from_then_on(pipe, count_calls, name):
     assert torch.equal(torch.cat(seen), value)
 
 
-def test_without_emotion_replaced_latents_are_upstreams(pipe):
-    def callback(pipe, step, timestep, values):
-        return {"latents": values["latents"] * 0.9}
-
-    never = guide(pipe, semantic_threshold=float("inf"), **calling(callback, ["latents"])).images
-    assert torch.equal(never, stock(pipe, **calling(callback, ["latents"])))
-
-
-def test_an_interrupted_call_ends_with_what_it_has(pipe, count_calls):
-    calls = count_calls(pipe.unet)
-    seen = []
-
-    def callback(pipe, step, timestep, values):
-        seen.append(values["latents"])
-        pipe._interrupt = True
-        return {}
-
-    output = guide(pipe, **calling(callback, ["latents"]))
-    assert len(seen) == 1 and len(output.trace[0].loss) == 1
-    assert torch.equal(output.images, seen[0])
-    assert len(calls) == 1 + 3
-    assert len(guide(pipe).trace[0].loss) == 3, "the next call starts afresh"
-
-
 @pytest.mark.parametrize("wrap", [lambda one: one, lambda one: MultiPipelineCallbacks([one])], ids=["one", "multi"])
 @pytest.mark.parametrize("emotion", ["awe", None])
 def test_upstreams_guidance_cutoff_works(pipe, count_calls, wrap, emotion):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
-from tiny_models import FAMILIES, Family, generator, guide, muse_pipeline, quiet, stock
+from tiny_models import FAMILIES, Family, generator, guide, muse_pipeline, preview_vae, quiet, stock
 
 
 CALLS = {"stock": {"emotion": None}, "guided": {"max_inner_steps": 1}}
@@ -68,7 +68,7 @@ def test_the_call_starts_with_the_parents_signature(family):
         for pipeline in (family.pipeline_class, family.parent_class)
     )
     assert ours[: len(theirs)] == theirs
-    assert "emotion" in [name for name, *_ in ours[len(theirs) :]]
+    assert {"emotion", "semantic_threshold"} <= {name for name, *_ in ours[len(theirs) :]}, "eta is DDIM's"
     assert all(default is not inspect.Parameter.empty for _, default, _ in ours[1:]), "no argument is required"
 
 
@@ -292,7 +292,7 @@ def test_to_converts_and_moves_every_module(pipe):
 def test_saved_pipelines_load_again(family, tmp_path, missing):
     """Whichever of the optional components are there; without a classifier CLIP serves."""
     missing = family.extra_components if missing == "all" else missing
-    pipe = muse_pipeline(family, **dict.fromkeys(missing))
+    pipe = muse_pipeline(family, **{"preview_vae": preview_vae(), **dict.fromkeys(missing)})
     pipe.register_to_config(semantic_threshold=3.5)
     pipe.save_pretrained(tmp_path)
     again = load(family, tmp_path)
@@ -428,7 +428,7 @@ def test_the_decoder_may_work_in_tiles(pipe, call):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("image", [None, torch.full((3, 32, 32), 0.3)], ids=["generation", "edit"])
 def test_half_precision_guides_as_float32_does(pipe, dtype, image):
-    """The gate sees the same, losses agree, and in the first step, far from the image, tokens go about the same way."""
+    """Similarity and losses agree; in the first step, far from the image, tokens go about the same way."""
     start = torch.randn(4, pipe.unet.config.cross_attention_dim, generator=generator())
     arguments = {"emotion_tokens": start, "image": image, "semantic_threshold": 1e-3, "num_inference_steps": 2}
 

@@ -8,8 +8,6 @@ from diffusers import StableDiffusionPipeline
 from tiny_models import generator, guide, stock
 from transformers import CLIPImageProcessor
 
-from pipeline_muse import MusePipelineOutput
-
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers under NumPy 2
 
@@ -109,18 +107,6 @@ def test_positional_arguments_are_the_parents(pipe):
     images, verdicts = pipe(*arguments, *rest)
     expected, _ = parent_of(pipe)(*arguments_again, *rest)
     assert torch.equal(images, expected) and verdicts is None
-
-
-def test_outputs_have_the_parents_form(pipe):
-    output = pipe("a cat", num_inference_steps=1)
-    assert isinstance(output, MusePipelineOutput)
-    assert output.images[0].size == (32, 32)
-    assert output.nsfw_content_detected is output.emotion_tokens is output.trace is None
-    parts = pipe("a cat", num_inference_steps=1, return_dict=False)
-    assert isinstance(parts, tuple) and len(parts) == 2
-    images, verdicts, tokens, trace = guide(pipe, num_inference_steps=1, return_dict=False, output_type="pil")
-    assert images[0].size == (32, 32) and verdicts is None
-    assert tokens.shape == (1, 4, 32) and len(trace) == 1
 
 
 def test_closed_samples_of_a_batch_are_stock(pipe):
