@@ -476,7 +476,9 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_texts(name: str, value: Any) -> None:
-    """Raises a `TypeError` that names the argument unless it is a string or a list of strings."""
+    """Raises an error that names the argument unless it is a string or a list of some strings."""
+    if isinstance(value, list) and not value:
+        raise ValueError(f"`{name}` is an empty list; give at least one string.")
     if not all(isinstance(text, str) for text in (value if isinstance(value, list) else [value])):
         raise TypeError(f"`{name}` has to be a string or a list of strings, but is {value!r}.")
 
@@ -1026,8 +1028,6 @@ class MusePipeline(StableDiffusionPipeline):
             prompt = [f"an image of {' and '.join(target)}" for target in targets]
             return (prompt if entries else prompt[0]), targets
         batch_size = self._count_prompts(prompt, prompt_embeds)
-        if batch_size == 0:
-            raise ValueError("`prompt` is empty; give at least one.")
         if entries is None:
             return prompt, targets * batch_size
         if len(entries) != batch_size:
@@ -1723,15 +1723,24 @@ class MusePipeline(StableDiffusionPipeline):
         return math.inf if self.text_encoder is None else self.text_encoder.config.num_hidden_layers
 
     def _check_conditioning(self, given: Mapping[str, Any], num_prompts: int) -> None:
-        """Raises unless there is one negative prompt for each prompt, in the form that upstream wants."""
-        prompt, negative_prompt = given["prompt"], given.get("negative_prompt")
-        if negative_prompt is None:
-            return
-        if isinstance(negative_prompt, list) != (isinstance(prompt, list) or (prompt is None and num_prompts > 1)):
+        """Raises unless upstream can make a null prompt, or the negative one, to stand beside the prompt."""
+        prompt, negative_prompt, embeds = given["prompt"], given.get("negative_prompt"), given["prompt_embeds"]
+        is_list = isinstance(negative_prompt, list)
+        fits = is_list == isinstance(prompt, list) if prompt is not None else is_list or num_prompts == 1
+        if negative_prompt is not None and not fits:
             raise TypeError(
-                f"`negative_prompt` has to be a string beside one prompt and a list beside a list, but is"
-                f" {negative_prompt!r} beside {prompt!r}."
+                "`negative_prompt` has to be a string beside one prompt and a list beside a list, but is"
+                f" {negative_prompt!r}."
             )
+        most = self.tokenizer.model_max_length
+        has_null = given.get("negative_prompt_embeds") is not None or not self._leads_from_null(given)
+        if embeds is not None and embeds.shape[1] > most and not has_null:
+            raise ValueError(f"`prompt_embeds` of more than {most} tokens need `negative_prompt_embeds`.")
+
+    @staticmethod
+    def _leads_from_null(given: Mapping[str, Any]) -> bool:
+        """Whether guidance leads away from a null prompt; networks that are told the guidance scale have none."""
+        return given.get("guidance_scale", 1.0) > 1 and given["guidance_reference"] == "null"
 
     def _check_options(self, given: Mapping[str, Any]) -> None:
         """Raises for numbers out of their range, unknown choices, callbacks that are none, and misspelt arguments."""
@@ -1768,7 +1777,6 @@ class MusePipeline(StableDiffusionPipeline):
     def _check_ip_adapter(self, given: Mapping[str, Any]) -> None:
         """Raises unless there is one entry of `ip_adapter_image` or of its embeddings for each IP-Adapter."""
         adapters = getattr(self.unet.encoder_hid_proj, "image_projection_layers", ())
-        with_null = given["guidance_scale"] > 1 and given["guidance_reference"] == "null"
         for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
             entries = given[name] if isinstance(given[name], list) else [given[name]]
             if given[name] is None:
@@ -1780,7 +1788,7 @@ class MusePipeline(StableDiffusionPipeline):
             for entry in entries:
                 if name == "ip_adapter_image_embeds":  # the null image's row comes first
                     axes = 4 if getattr(entry, "ndim", 3) == 4 else 3
-                    check_tensor(name, entry, 2 if with_null else 1, *[None] * (axes - 1))
+                    check_tensor(name, entry, 2 if self._leads_from_null(given) else 1, *[None] * (axes - 1))
                 elif not isinstance(entry, (PIL.Image.Image, np.ndarray, torch.Tensor)):
                     raise TypeError(f"`{name}` has to be an image or a list of them, but is {given[name]!r}.")
 

@@ -517,7 +517,9 @@ def check_flag(name: str, value: Any) -> None:
 
 # Copied from pipeline_muse.check_texts
 def check_texts(name: str, value: Any) -> None:
-    """Raises a `TypeError` that names the argument unless it is a string or a list of strings."""
+    """Raises an error that names the argument unless it is a string or a list of some strings."""
+    if isinstance(value, list) and not value:
+        raise ValueError(f"`{name}` is an empty list; give at least one string.")
     if not all(isinstance(text, str) for text in (value if isinstance(value, list) else [value])):
         raise TypeError(f"`{name}` has to be a string or a list of strings, but is {value!r}.")
 
@@ -1122,8 +1124,6 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
             prompt = [f"an image of {' and '.join(target)}" for target in targets]
             return (prompt if entries else prompt[0]), targets
         batch_size = self._count_prompts(prompt, prompt_embeds)
-        if batch_size == 0:
-            raise ValueError("`prompt` is empty; give at least one.")
         if entries is None:
             return prompt, targets * batch_size
         if len(entries) != batch_size:
@@ -1903,6 +1903,12 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
                 for side in size:
                     check_range(argument, side, -MAX_WEIGHT, MAX_WEIGHT)
 
+    # Copied from pipeline_muse.MusePipeline._leads_from_null
+    @staticmethod
+    def _leads_from_null(given: Mapping[str, Any]) -> bool:
+        """Whether guidance leads away from a null prompt; networks that are told the guidance scale have none."""
+        return given.get("guidance_scale", 1.0) > 1 and given["guidance_reference"] == "null"
+
     # Copied from pipeline_muse.MusePipeline._check_options
     def _check_options(self, given: Mapping[str, Any]) -> None:
         """Raises for numbers out of their range, unknown choices, callbacks that are none, and misspelt arguments."""
@@ -1941,7 +1947,6 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
     def _check_ip_adapter(self, given: Mapping[str, Any]) -> None:
         """Raises unless there is one entry of `ip_adapter_image` or of its embeddings for each IP-Adapter."""
         adapters = getattr(self.unet.encoder_hid_proj, "image_projection_layers", ())
-        with_null = given["guidance_scale"] > 1 and given["guidance_reference"] == "null"
         for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
             entries = given[name] if isinstance(given[name], list) else [given[name]]
             if given[name] is None:
@@ -1953,7 +1958,7 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
             for entry in entries:
                 if name == "ip_adapter_image_embeds":  # the null image's row comes first
                     axes = 4 if getattr(entry, "ndim", 3) == 4 else 3
-                    check_tensor(name, entry, 2 if with_null else 1, *[None] * (axes - 1))
+                    check_tensor(name, entry, 2 if self._leads_from_null(given) else 1, *[None] * (axes - 1))
                 elif not isinstance(entry, (PIL.Image.Image, np.ndarray, torch.Tensor)):
                     raise TypeError(f"`{name}` has to be an image or a list of them, but is {given[name]!r}.")
 
