@@ -15,7 +15,6 @@ from diffusers import StableDiffusionXLPipeline
 from fresh_process import check, run_fresh
 from loopback_hub import Files, LoopbackHub, folder_files
 from test_components import processor, vit
-from transformers import CLIPTextModelWithProjection
 
 
 PREAMBLE = """
@@ -69,12 +68,8 @@ def edition(files: Files, name: str) -> dict[str, bytes]:
 
 
 def save_xl_base(folder: Path) -> Path:
-    """Saves a checkpoint with the parts of a Stable Diffusion XL, as far as loading is concerned."""
-    components = tiny_models.stable_diffusion()
-    del components["safety_checker"]
-    second = {"text_encoder_2": CLIPTextModelWithProjection(tiny_models.text_config())}
-    config = {"tokenizer_2": tiny_models.tokenizer(), "force_zeros_for_empty_prompt": False}
-    pipe = StableDiffusionXLPipeline(**components, **second, **config)
+    """Saves a tiny Stable Diffusion XL checkpoint."""
+    pipe = StableDiffusionXLPipeline(**tiny_models.stable_diffusion_xl(), force_zeros_for_empty_prompt=False)
     pipe.save_pretrained(folder)
     return folder
 
@@ -191,7 +186,11 @@ assert type(pipe).__name__ == "MuseXLPipeline"
 assert pipe.text_encoder_2 is not None and pipe.clip_model is None
 assert pipe.config.semantic_threshold == 3.0
 assert pipe.config.force_zeros_for_empty_prompt is False, "the base's own config has to arrive"
+plain = DiffusionPipeline.from_pretrained("org/sdxl")
+assert type(plain).__name__ == "StableDiffusionXLPipeline" and torch.equal(image(pipe), image(plain))
 pipe.save_pretrained("saved")
+save_file({"image": image(pipe)}, "saved.safetensors")
+
 refiner = DiffusionPipeline.from_pretrained(
     "org/sdxl", custom_pipeline="org/muse", trust_remote_code=True, text_encoder=None, tokenizer=None
 )
@@ -205,6 +204,7 @@ assert type(DiffusionPipeline.from_pretrained(trust_remote_code=True, **inside))
 pipe = DiffusionPipeline.from_pretrained("saved", trust_remote_code=True)
 assert type(pipe).__name__ == "MuseXLPipeline"
 assert pipe.config.semantic_threshold == 3.0
+torch.testing.assert_close(image(pipe), load_file("saved.safetensors")["image"])
 """)
 
 
