@@ -122,6 +122,18 @@ def model_card(config: SimEmoConfig, title: str, about: str, repository: str, ba
     )
 
 
+def save_model(classifier: SimEmoForImageClassification, folder: Path) -> None:
+    """Writes the weights, the configuration, the code and the image processor of a classifier."""
+    config, size = classifier.config, classifier.config.image_size
+    classifier.save_pretrained(folder)
+    CLIPImageProcessor(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+    ).save_pretrained(folder)
+
+
 def save_classifier(
     classifier: SimEmoForImageClassification, title: str, about: str, base_model: str | None, args: argparse.Namespace
 ) -> Path:
@@ -136,19 +148,12 @@ def save_classifier(
     Returns:
         `Path`: The folder.
     """
-    config, folder = classifier.config, args.output_dir
-    classifier.to(DTYPES[args.dtype]).save_pretrained(folder)
-    size = config.image_size
-    CLIPImageProcessor(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-    ).save_pretrained(folder)
+    folder = args.output_dir
+    save_model(classifier.to(DTYPES[args.dtype]), folder)
     repository = args.hub_model_id or folder.resolve().name
     if args.push_to_hub:
         repository = HfApi().create_repo(repository, exist_ok=True).repo_id
-    model_card(config, title, about, repository, base_model).save(folder / "README.md")
+    model_card(classifier.config, title, about, repository, base_model).save(folder / "README.md")
     if args.push_to_hub:
         HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Upload {title}")
     return folder

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from classifier_folder import model_card
+from huggingface_hub import EvalResult, ModelCard
 from matplotlib.figure import Figure
+from modeling_simemo import SimEmoConfig
 from sheets import BAD, FAINT, INK
 from torch import nn
 from torch.nn import functional as F
@@ -173,116 +175,79 @@ def _table(rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-CARD = """---
-{front_matter}
----
-
-# {name}: SimEmo, trained on {labels} labels of {data}
-
-An emotion classifier on a CLIP vision tower: pixels in, logits out, names in `config.id2label`. It is meant as the
-guide of [MUSE](https://huggingface.co/papers/2511.21051), which makes or edits a picture until this classifier finds
-an emotion in it.
-
-```python
-from transformers import AutoModelForImageClassification
-
-classifier = AutoModelForImageClassification.from_pretrained("{repository}", trust_remote_code=True)
-```
-
-or, in a MUSE pipeline, `pipe.load_emotion_classifier("{repository}", trust_remote_code=True)`. `pixel_values` are
-images in [0, 1] of {size} px, less `config.image_mean`, divided by `config.image_std`.
+ABOUT = """An emotion classifier on CLIP's vision tower, trained on {data} by the recipe of SimEmo: a guide for MUSE.
 
 ## Data
 
-{data_table}
+{pictures}
 
-{skipped}
+Left out, as they cannot be read: {unreadable}.
 
 ## Results on the {split} pictures
 
-{results_table}
+{results}
 
-{recall_table}
+{recall}
 
 ![Confusion matrix](confusion.png)
 
-Calibration: the logits are divided by a temperature of {temperature:.3f}, fitted on the validation pictures and folded
-into the last linear layer. {calibration_note}MUSE stops its inner loop once the emotion is probable enough: a guide
-that is over-confident stops it early.
+The logits are divided by a temperature of {temperature:.3f}, fitted on the validation pictures and folded into the
+last linear layer. {caution}MUSE stops its inner loop once the guide finds the emotion probable enough, and
+over-confident guides do so early. Degraded pictures are soft, pale and noisy, like the previews that a guide sees.
 
 ![Reliability diagram](reliability.png)
 
 ## Training
 
-{recipe_table}
+{recipe}
 
-Best after epoch {best_epoch} of {epochs} (validation accuracy); {seconds:.0f} s on {device}.
+The best of {epochs} epochs, by the accuracy on the validation pictures, is number {best_epoch}. Training took
+{seconds:.0f} s on {device}, validation aside.
 
 ## Limits
 
-- It knows pictures like those it was trained on, and their labels. It measures nobody's feelings; do not use it to
-  judge people.
-- The figures hold for pictures like those of the {split} split. Degraded pictures stand for a guide's early previews.
-- A classifier that guided a picture is no judge of it: measure with one that did not guide.
-- Check the licences of the data and of the CLIP before passing the weights on; this card states none.
-"""
+It knows pictures like those above, and the labels that they have; the figures hold for pictures like those of the
+{split} split."""
 
 
-def model_card(report: dict[str, Any]) -> ModelCard:
+def training_card(report: dict[str, Any], config: SimEmoConfig) -> ModelCard:
     """
     Writes the model card of a run.
 
     Args:
-        report (`dict[str, Any]`): As in `metrics.json`.
+        report (`dict[str, Any]`): The content of `metrics.json`.
+        config ([`SimEmoConfig`]): The configuration of the classifier.
 
     Returns:
-        `ModelCard`: The card, with front matter that the Hub understands.
+        `ModelCard`: The card, with the accuracy in its front matter.
     """
-    final, recipe, name = report["metrics"], report["recipe"], report["name"]
+    final = report["metrics"]
+    counts = [(split, *labels.values(), sum(labels.values())) for split, labels in report["pictures"].items()]
+    stages = {
+        "as released": final,
+        "before temperature scaling": report["metrics_before_scaling"],
+        "as released, on degraded pictures": report["metrics_degraded"],
+    }
+    results = [
+        (name, percent(stage["accuracy"]), f"{stage['loss']:.3f}", percent(stage["calibration_error"]))
+        for name, stage in stages.items()
+    ]
+    on_validation = report["split"] == "validation"
+    about = ABOUT.format(
+        pictures=_table([("split", *report["labels"], "all"), *counts]),
+        results=_table([("", "accuracy %", "cross-entropy", "calibration error %"), *results]),
+        recall=_table([("label", "recall %"), *((label, percent(share)) for label, share in final["recall"].items())]),
+        recipe=_table([("option", "value"), *((f"`{name}`", value) for name, value in report["recipe"].items())]),
+        caution="It is these that are measured above, so that is a little too good. " if on_validation else "",
+        unreadable=len(report["unreadable"]),
+        **{key: report[key] for key in ("data", "split", "temperature", "epochs", "best_epoch", "seconds", "device")},
+    )
+    card = model_card(config, report["name"], about, report["repository"], report["base_model"])
+    front_matter: Any = card.data
+    front_matter.datasets = report["datasets"]
+    front_matter.metrics = ["accuracy"]
+    front_matter.model_name = report["name"]
     result = {"task_type": "image-classification", "dataset_type": "imagefolder", "dataset_name": report["data"]}
-    front_matter = ModelCardData(
-        model_name=name,
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["emotion", "clip", "simemo", "muse"],
-        base_model=report["base_model"],
-        datasets=report["datasets"],
-        metrics=["accuracy"],
-        eval_results=[EvalResult(metric_type="accuracy", metric_value=round(final["accuracy"], 4), **result)],
-    )
-    rows = [(split, *counts.values(), sum(counts.values())) for split, counts in report["pictures"].items()]
-    own_test = report["split"] == "test"
-    text = CARD.format(
-        front_matter=front_matter.to_yaml(),
-        name=name,
-        data=report["data"],
-        labels=len(report["labels"]),
-        repository=report["repository"],
-        size=report["image_size"],
-        data_table=_table([("split", *report["labels"], "all"), *rows]),
-        skipped=f"Left out because they cannot be read: {len(report['unreadable'])}.",
-        split=report["split"],
-        results_table=_table(
-            [
-                ("", "accuracy %", "cross-entropy", "calibration error %"),
-                *(
-                    (title, percent(m["accuracy"]), f"{m['loss']:.3f}", percent(m["calibration_error"]))
-                    for title, m in {
-                        "as released": final,
-                        "before temperature scaling": report["metrics_before_scaling"],
-                        "as released, on degraded pictures": report["metrics_degraded"],
-                    }.items()
-                ),
-            ]
-        ),
-        recall_table=_table([("label", "recall %"), *((k, percent(v)) for k, v in final["recall"].items())]),
-        temperature=report["temperature"],
-        calibration_note=""
-        if own_test
-        else "The error after scaling is on these same pictures, so it is a little too good. ",
-        recipe_table=_table(
-            [("option", "value"), *((f"`{key}`", value) for key, value in recipe.items() if value is not None)]
-        ),
-        **{key: report[key] for key in ("best_epoch", "epochs", "seconds", "device")},
-    )
-    return ModelCard(text)
+    accuracy = EvalResult(metric_type="accuracy", metric_value=round(final["accuracy"], 4), **result)
+    front_matter.eval_results = [accuracy]
+    return card

@@ -31,7 +31,6 @@ import io
 import json
 import math
 import random
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,19 +40,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import classifier_folder  # noqa: F401, makes modeling_simemo known
 import numpy as np
 import torch
 from accelerate.utils import tqdm
+from loading import to_rgb
+from modeling_simemo import EMOSET_LABELS, SimEmoConfig
 from PIL import Image, ImageEnhance
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
-
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path += [str(REPOSITORY), str(REPOSITORY / "emotion_classifier")]
-from modeling_simemo import EMOSET_LABELS, SimEmoConfig  # noqa: E402
-
-from pipeline_muse import to_rgb  # noqa: E402
 
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -155,7 +150,7 @@ def read_emoset(root: Path) -> dict[str, list[Example]]:
     for split, names in SPLITS.items():
         for path in (root / f"{name}.json" for name in names):
             if path.is_file():
-                entries = json.loads(path.read_text(encoding="utf-8"))
+                entries = tqdm(json.loads(path.read_text(encoding="utf-8")), path.name)
                 splits[split] = [_emoset_example(root, entry, path) for entry in entries]
     return splits
 
@@ -308,9 +303,10 @@ def stratified_split(examples: Sequence[Example], fraction: float, seed: int) ->
 
 def with_validation(splits: dict[str, list[Example]], fraction: float, seed: int) -> dict[str, list[Example]]:
     """Splits that have a "validation": the "test" where there is no other, else a share of "train"."""
-    if splits.get("validation"):
+    splits = {name: examples for name, examples in splits.items() if examples}
+    if "validation" in splits:
         return splits
-    if splits.get("test"):
+    if "test" in splits:
         return {"train": splits["train"], "validation": splits["test"]}
     train, validation = stratified_split(splits["train"], fraction, seed)
     return {"train": train, "validation": validation}
@@ -323,7 +319,9 @@ def ordered_labels(examples: Sequence[Example]) -> list[str]:
 
 
 def check_labels(splits: dict[str, list[Example]], labels: Sequence[str]) -> None:
-    """Raises a `ValueError` where pictures have labels that the classifier does not know."""
+    """Raises a `ValueError` where there are no two labels, or pictures have one that the classifier does not know."""
+    if len(labels) < 2:
+        raise ValueError(f"There have to be two labels at least, got {list(labels)}.")
     for split, examples in splits.items():
         if unknown := sorted({example.label for example in examples} - set(labels)):
             raise ValueError(f"Labels of the {split} pictures that the classifier does not have: {unknown}.")

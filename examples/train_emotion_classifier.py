@@ -51,10 +51,17 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, set_seed, tqdm
-from classifier_report import draw_confusion, draw_reliability, fit_temperature, fold_temperature, measure, model_card
+from classifier_folder import public_name, save_model
+from classifier_report import (
+    draw_confusion,
+    draw_reliability,
+    fit_temperature,
+    fold_temperature,
+    measure,
+    training_card,
+)
 from emotion_data import (
     AUGMENTATIONS,
-    REPOSITORY,
     EmotionPictures,
     EpochSampler,
     Example,
@@ -69,7 +76,7 @@ from emotion_data import (
 )
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
-from loading import positive_int
+from loading import REPOSITORY, positive_int
 from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -214,7 +221,8 @@ def load_examples(args: argparse.Namespace, accelerator: Accelerator) -> tuple[d
     splits = {name: [e for e in split if e.name not in unreadable] for name, split in splits.items()}
     if not splits["train"]:
         raise ValueError("None of the training pictures can be read.")
-    return with_validation(splits, args.validation_fraction, args.seed), sorted(unreadable)
+    names = sorted(os.path.relpath(name, args.data_dir) if args.data_dir else name for name in unreadable)
+    return with_validation(splits, args.validation_fraction, args.seed), names
 
 
 def load_classifier(args: argparse.Namespace, labels: list[str]) -> SimEmoForImageClassification:
@@ -322,6 +330,8 @@ def train_epoch(
         bar.update()
         if progress.step % args.logging_steps == 0:
             mean = accelerator.reduce(loss.detach(), reduction="mean").item()
+            if not math.isfinite(mean):
+                raise ValueError(f"The loss is {mean}: try lower learning rates, or another --mixed_precision.")
             rates = {f"{name}_lr": group["lr"] for name, group in zip(("head", "tower"), optimizer.param_groups)}
             accelerator.log({"loss": mean, "epoch": progress.epoch + 1, **rates}, step=progress.step)
             bar.set_postfix(loss=f"{mean:.3f}")
@@ -406,18 +416,19 @@ def finish(
 
 def describe_sources(args: argparse.Namespace) -> dict[str, Any]:
     """What data, model and options a run is made of, without the paths of this machine."""
-
-    def public(value: Any) -> Any:
-        return Path(value).name if isinstance(value, (str, Path)) and Path(value).exists() else value
-
-    base = args.init_from or args.clip
+    name = args.output_dir.resolve().name
+    recipe = {
+        key: public_name(str(value)) if isinstance(value, (str, Path)) else value
+        for key, value in vars(args).items()
+        if key not in NO_RECIPE and value is not None
+    }
     return {
-        "name": args.output_dir.resolve().name,
-        "repository": args.hub_model_id or args.output_dir.name,
-        "data": public(args.data_dir.resolve() if args.data_dir else args.dataset_name),
-        "datasets": [args.dataset_name] if args.dataset_name and not Path(args.dataset_name).exists() else None,
-        "base_model": None if Path(base).exists() else base,
-        "recipe": {name: public(value) for name, value in vars(args).items() if name not in NO_RECIPE},
+        "name": name,
+        "repository": args.hub_model_id or name,
+        "data": recipe.get("data_dir", recipe.get("dataset_name")),
+        "datasets": None if args.data_dir or Path(args.dataset_name).exists() else [args.dataset_name],
+        "base_model": public_name(args.init_from or args.clip),
+        "recipe": recipe,
     }
 
 
@@ -479,7 +490,8 @@ def main(arguments: list[str] | None = None) -> None:
     sampler = EpochSampler(len(splits["train"]), args.seed)
     train_loader = loader("train", args.train_batch_size, sampler, args.augmentation)
     loaders = {split: loader(split, args.eval_batch_size) for split in splits if split != "train"}
-    loaders["degraded"] = loader(list(splits)[-1], args.eval_batch_size, augmentation="degraded")
+    measured = "test" if "test" in splits else "validation"
+    loaders["degraded"] = loader(measured, args.eval_batch_size, augmentation="degraded")
     model, optimizer = accelerator.prepare(classifier, optimizer)
     loss_of = partial(
         simemo_loss,
@@ -521,9 +533,9 @@ def main(arguments: list[str] | None = None) -> None:
         for split, examples in splits.items()
     }
     if accelerator.is_main_process:
-        accelerator.unwrap_model(model, keep_fp32_wrapper=False).save_pretrained(args.output_dir)
+        save_model(accelerator.unwrap_model(model, keep_fp32_wrapper=False), args.output_dir)
         (args.output_dir / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        model_card(report).save(args.output_dir / "README.md")
+        training_card(report, classifier.config).save(args.output_dir / "README.md")
         (args.output_dir / "best.safetensors").unlink()
         if args.push_to_hub:
             publish(args)

@@ -2,6 +2,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,14 @@ def test_the_released_classifier_makes_the_logits_of_the_report(finished, pictur
     again = measure(logits, labels, LABELS)
     report = json.loads((finished / "metrics.json").read_text())["metrics"]
     assert again["confusion"] == report["confusion"] and again["loss"] == pytest.approx(report["loss"], rel=1e-4)
+
+
+def test_training_learns(clip, pictures, tmp_path):
+    quick = {"num_epochs": 8, "unfreeze_epoch": 1, "head_learning_rate": 1e-2, "augmentation": "none"}
+    script.main(options(clip, pictures, tmp_path, **quick))
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["metrics"]["accuracy"] > 0.8
+    assert report["metrics"]["loss"] <= report["metrics_before_scaling"]["loss"]
 
 
 def test_seeds_decide_on_everything(clip, pictures, finished, tmp_path):
@@ -347,7 +356,7 @@ def test_training_goes_on_from_a_simemo_with_its_labels(clip, pictures, finished
     torch.testing.assert_close(ratio, torch.full_like(ratio, 1 / report["temperature"]))
     draw_pictures(tmp_path / "unknown", 2)
     (tmp_path / "unknown" / "calm").rename(tmp_path / "unknown" / "cosy")
-    with pytest.raises(ValueError, match="cosy"):
+    with pytest.raises(ValueError, match="train pictures that the classifier does not have: .'cosy'"):
         script.main(options(None, tmp_path / "unknown", tmp_path / "new", init_from=finished, **frozen))
 
 
@@ -515,6 +524,18 @@ def test_broken_layouts_are_named(kind, message, tmp_path):
         emotion_data.read_data_dir(tmp_path)
 
 
+def test_one_label_cannot_be_told_from_others(clip, pictures, tmp_path):
+    shutil.copytree(pictures / "train" / "awe", tmp_path / "data" / "awe")
+    with pytest.raises(ValueError, match="two labels"):
+        script.main(options(clip, tmp_path / "data", tmp_path / "new"))
+
+
+def test_training_that_diverges_is_ended(clip, pictures, tmp_path):
+    wild = {"head_learning_rate": 1e30, "max_grad_norm": 0, "logging_steps": 1}
+    with pytest.raises(ValueError, match="The loss is (nan|inf)"):
+        script.main(options(clip, pictures, tmp_path, **wild))
+
+
 def test_a_label_with_one_picture_cannot_be_split():
     with pytest.raises(ValueError, match="'b' has one picture"):
         emotion_data.stratified_split([Example(name, name[0], Image.new) for name in ("a1", "a2", "b1")], 0.5, 0)
@@ -529,7 +550,7 @@ def test_unreadable_pictures_are_reported_and_left_out(clip, pictures, tmp_path,
     script.main(options(clip, tmp_path / "data", tmp_path / "new", num_epochs=1))
     told = capsys.readouterr().out
     report = json.loads((tmp_path / "new" / "metrics.json").read_text())
-    assert [Path(name).name for name in report["unreadable"]] == ["cut.png", "text.jpg"]
+    assert report["unreadable"] == ["train/awe/cut.png", "val/calm/text.jpg"]
     assert all(f"{name}: " in told for name in ("cut.png", "text.jpg"))
     assert report["pictures"] == {split: dict.fromkeys(LABELS, 2) for split in ("train", "validation")}
     assert "cannot be read: 2" in (tmp_path / "new" / "README.md").read_text()
@@ -691,8 +712,9 @@ def test_publishing_leaves_out_what_training_leaves_behind(clip, pictures, tmp_p
     arguments = options(clip, pictures, tmp_path / "new", num_epochs=1, checkpointing_steps=3, hub_model_id="me/moods")
     script.main([*arguments, "--push_to_hub", "--hub_private"])
     files = ["README.md", "config.json", "confusion.png", "log.jsonl", "metrics.json", "model.safetensors"]
+    code = ["modeling_simemo.py", "preprocessor_config.json"]
     assert calls == [
         ("create", "me/moods", {"private": True, "exist_ok": True}),
-        ("upload", "me/moods", [*files, "modeling_simemo.py", "reliability.png"]),
+        ("upload", "me/moods", [*files, *code, "reliability.png"]),
     ]
     assert 'from_pretrained("me/moods"' in (tmp_path / "new" / "README.md").read_text()
