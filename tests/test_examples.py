@@ -129,11 +129,12 @@ def test_run_all_writes_pictures_metadata_and_a_sheet(tmp_path):
 
 
 @pytest.fixture
-def plain_base(tmp_path) -> list[str]:
-    """The options that load a base which has nothing of MUSE, with a CLIP beside it."""
+def plain_base(request, tmp_path) -> list[str]:
+    """The options that load a base, of the family that is asked for, which has nothing of MUSE, and a CLIP."""
+    family = getattr(request, "param", tiny_models.STABLE_DIFFUSION)
+    family.parent_class(**family.components(), **family.settings).save_pretrained(tmp_path / "base")
     tiny_models.clip_model().save_pretrained(tmp_path / "clip")
-    base = tiny_models.save_base(tmp_path / "base")
-    return ["--base", str(base), "--clip", str(tmp_path / "clip"), "--device", "cpu"]
+    return ["--base", str(tmp_path / "base"), "--clip", str(tmp_path / "clip"), "--device", "cpu"]
 
 
 def test_a_plain_base_gets_the_clip_that_it_lacks_which_also_classifies(plain_base):
@@ -211,7 +212,8 @@ def test_wrap_keeps_every_word():
     assert all(font.getlength(line) <= 90 or " " not in line for line in lines)
 
 
-def test_edit_end_to_end_with_a_mask(plain_base, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("plain_base", tiny_models.FAMILIES, indirect=True, ids=str)
+def test_edit_end_to_end_with_a_mask_on_either_kind_of_base(plain_base, tmp_path, monkeypatch, capsys):
     mask = Image.new("L", (30, 20), "black")
     mask.paste("white", (15, 0, 30, 20))
     for name, picture in {"mask": mask, "palette": Image.effect_noise((30, 20), 80).convert("P")}.items():
