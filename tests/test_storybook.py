@@ -39,17 +39,32 @@ def judge(pipe):
     return probabilities
 
 
-def images_of(pipe, **call) -> torch.Tensor:
-    generators = [torch.Generator().manual_seed(3) for _ in EMOTIONS]
-    prompts = ["a house in the park"] * len(EMOTIONS)
+def images_of(pipe, count: int = len(EMOTIONS), **call) -> torch.Tensor:
+    generators = [torch.Generator().manual_seed(3) for _ in range(count)]
+    prompts = ["a house in the park"] * count
     return pipe(prompts, generator=generators, output_type="pt", **{**MUSE_SETTINGS, **call}).images
 
 
-def test_a_judge_that_did_not_guide_sees_the_emotions(pipe, judge):
+@pytest.fixture(scope="module")
+def guided(pipe, judge) -> torch.Tensor:
+    """What the judge sees in images that were each guided towards one of `EMOTIONS`."""
+    return judge(images_of(pipe, emotion=EMOTIONS, semantic_threshold=0))
+
+
+def test_a_judge_that_did_not_guide_sees_the_emotions_the_stronger_the_more(pipe, judge, guided):
     stock = judge(images_of(pipe)).diagonal()
-    guided = judge(images_of(pipe, emotion=EMOTIONS, semantic_threshold=0)).diagonal()
+    weak = judge(images_of(pipe, emotion=EMOTIONS, semantic_threshold=0, emotion_strength=0.3)).diagonal()
+    strong = guided.diagonal()
     assert stock.mean() < 0.4
-    assert guided.mean() > stock.mean() + 0.3
+    assert strong.mean() > stock.mean() + 0.3
+    assert (stock < weak).all() and (weak < strong).all()
+
+
+def test_a_mixture_is_judged_as_a_mixture(pipe, judge, guided):
+    first, last = EMOTIONS[0], EMOTIONS[-1]
+    mixed = judge(images_of(pipe, 1, emotion={first: 0.5, last: 0.5}, semantic_threshold=0))[0]
+    assert mixed[0] > guided[-1, 0] + 0.1 and mixed[-1] > guided[0, -1] + 0.1, "some of each, where one alone has none"
+    assert mixed[0] < guided[0, 0] and mixed[-1] < guided[-1, -1]
 
 
 def test_the_gate_opens_at_the_first_preview_that_resembles_the_prompt(pipe):
