@@ -410,6 +410,7 @@ def finish(
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
         "device": f"{accelerator.num_processes} x {accelerator.device.type}",
+        "mixed_precision": accelerator.mixed_precision,
         "image_size": classifier.config.image_size,
     }
 

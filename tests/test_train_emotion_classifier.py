@@ -168,9 +168,19 @@ def test_the_released_classifier_makes_the_logits_of_the_report(finished, pictur
     assert again["confusion"] == report["confusion"] and again["loss"] == pytest.approx(report["loss"], rel=1e-4)
 
 
-def test_training_learns(clip, pictures, tmp_path):
+def test_training_learns_from_every_picture_once_per_epoch(clip, pictures, tmp_path, monkeypatch):
+    seen = []
+    get_item = emotion_data.EmotionPictures.__getitem__
+
+    def note_and_get(data, key):
+        if len(data) == 21:
+            seen.append(key)
+        return get_item(data, key)
+
+    monkeypatch.setattr(emotion_data.EmotionPictures, "__getitem__", note_and_get)
     quick = {"num_epochs": 8, "unfreeze_epoch": 1, "head_learning_rate": 1e-2, "augmentation": "none"}
     script.main(options(clip, pictures, tmp_path, **quick))
+    assert sorted(seen) == [(epoch, index) for epoch in range(8) for index in range(21)]
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["metrics"]["accuracy"] > 0.8
     assert report["metrics"]["loss"] <= report["metrics_before_scaling"]["loss"]
@@ -193,6 +203,7 @@ def test_seeds_decide_on_everything(clip, pictures, finished, tmp_path):
         (3, {"gradient_accumulation_steps": 2}),  # the end of an epoch, before its validation
         (4, {"gradient_accumulation_steps": 2, "class_weights": "balanced", "early_stopping_patience": 2}),
         (8, {"augmentation": "standard", "mixed_precision": "bf16"}),
+        (8, {"head_learning_rate": 0, "tower_learning_rate": 0}),  # the first epoch is the best
     ],
     ids=str,
 )
@@ -210,12 +221,15 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(checkpoint, overrides, clip,
         patch.setattr(script, "save_checkpoint", save_and_die)
         script.main(arguments)
     torch.manual_seed(99)  # what was drawn before must not matter
+    (tmp_path / "broken" / "best.safetensors").unlink(missing_ok=True)  # nor what was best after the checkpoint
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     script.main([*arguments, "--resume_from_checkpoint", "latest"])
     assert equal(weights(tmp_path / "broken"), weights(tmp_path / "whole"))
     reports = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "broken")]
     assert reports[0]["metrics"] == reports[1]["metrics"] and reports[0]["best_epoch"] == reports[1]["best_epoch"]
+    assert reports[0]["steps"] == reports[1]["steps"] == 12 / overrides.get("gradient_accumulation_steps", 1)
+    assert reports[0]["mixed_precision"] == overrides.get("mixed_precision", "no")
     assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "broken" / "log.jsonl").read_text()
 
 
@@ -327,11 +341,43 @@ def test_class_weights_balance():
     assert emotion_data.balanced_weights(examples, ["a", "b", "c"]) == [pytest.approx(2 / 3), 2, 0]
 
 
+def test_class_weights_are_used(clip, tmp_path):
+    draw_pictures(tmp_path / "data", 4)
+    for number in (1, 2):
+        (tmp_path / "data" / "calm" / f"calm_{number}.png").unlink()
+    results = []
+    for choice in ("none", "balanced"):
+        script.main(options(clip, tmp_path / "data", tmp_path / choice, num_epochs=1, class_weights=choice))
+        results.append(weights(tmp_path / choice))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    assert not equal(*results)
+
+
+def test_gradients_are_clipped(clip, pictures, tmp_path):
+    # Adam undoes the scale of gradients, until they are far below its epsilon.
+    script.main(options(clip, pictures, tmp_path, num_epochs=1, unfreeze_epoch=1, max_grad_norm=1e-14))
+    trained, original = weights(tmp_path), weights(clip)
+    name = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    assert (trained[f"clip.{name}"] - original[name]).abs().max() < 1e-6
+
+
 def test_early_stopping_goes_back_to_the_best(clip, pictures, tmp_path):
     frozen = {"head_learning_rate": 0, "tower_learning_rate": 0, "text_weight": 0}
     script.main(options(clip, pictures, tmp_path, num_epochs=9, early_stopping_patience=2, **frozen))
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert (report["best_epoch"], report["epochs"]) == (1, 3)
+
+
+def test_the_result_is_the_best_epoch_not_the_last(clip, pictures, tmp_path, monkeypatch):
+    def improves(progress, accuracy, loss):
+        progress.best_epoch = 1
+        return progress.epoch == 0
+
+    monkeypatch.setattr(training_state.Progress, "improves", improves)
+    script.main(options(clip, pictures, tmp_path))  # the tower learns in the second epoch
+    name = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    assert torch.equal(weights(tmp_path)[f"clip.{name}"], weights(clip)[name])
 
 
 def test_a_worse_epoch_does_not_replace_the_best():
@@ -457,6 +503,10 @@ def test_captions_of_metadata_become_texts(tmp_path):
     assert (example.caption, other.caption) == ("a lake", "")
     assert emotion_data.text_of(example, "full of {label}") == "full of awe: a lake"
     assert emotion_data.text_of(other, "full of {label}") == "full of awe"
+    config = tiny_models.emotion_classifier().config
+    rows = {"full of awe": 3, "full of awe: a lake": 5}
+    data = emotion_data.EmotionPictures([example, other], config, rows, "full of {label}")
+    assert [data[0, index]["texts"] for index in range(2)] == [5, 3]
 
 
 class Rows(list):
@@ -582,6 +632,22 @@ def test_augmentations_are_a_function_of_seed_epoch_and_index(augmentation):
     assert torch.equal(pixels, data[3, 0]["pixel_values"])
     others = (data[4, 0]["pixel_values"], data[3, 1]["pixel_values"])
     assert all(torch.equal(pixels, other) == (augmentation == "none") for other in others)
+
+
+def test_degraded_pictures_are_soft_and_pale():
+    board = torch.stack([torch.arange(32) % 2, torch.arange(1, 33) % 2]).float().repeat(16, 1).expand(3, 32, 32)
+    degraded = [emotion_data.degrade(board, random.Random(seed)) for seed in range(40)]
+    contrasts = torch.stack([pixels.std() for pixels in degraded])
+    assert contrasts.mean() < 0.7 * board.std() and contrasts.std() > 0.05
+    assert torch.stack(degraded).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_robust_training_degrades_half_of_the_pictures(monkeypatch):
+    calls = []
+    monkeypatch.setattr(emotion_data, "degrade", lambda pixels, rng: calls.append(1) or pixels)
+    for seed in range(200):
+        emotion_data.augment(picture("awe", 0), 8, "robust", random.Random(seed))
+    assert 70 < len(calls) < 130
 
 
 def test_validation_sees_the_middle_of_a_picture():
