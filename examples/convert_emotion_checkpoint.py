@@ -103,7 +103,10 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, LookupError, ValueError) as error:
-        raise ValueError(f"{path.name} is refused: it does not hold tensors alone ({error}).") from error
+        # PyTorch's own message advises to read it all the same.
+        raise ValueError(
+            f"{path.name} is refused: it holds more than tensors, or is no checkpoint of PyTorch or safetensors."
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         found = some(state) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"{path.name} is refused: it should hold tensors by name, but holds {found}.")
