@@ -8,11 +8,18 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from diffusers import StableDiffusionXLPipeline
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 
 README = (tiny_models.REPOSITORY / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def save_xl(folder: Path) -> Path:
+    """A tiny Stable Diffusion XL checkpoint."""
+    StableDiffusionXLPipeline(**tiny_models.STABLE_DIFFUSION_XL.components()).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +34,7 @@ def stand_ins(tmp_path_factory) -> dict[str, Path]:
     tiny_models.clip_model().save_pretrained(folder / "clip")
     return {
         "stable-diffusion-v1-5/stable-diffusion-v1-5": tiny_models.save_base(folder / "base"),
+        "stabilityai/stable-diffusion-xl-base-1.0": save_xl(folder / "xl"),
         "openai/clip-vit-large-patch14": folder / "clip",
         "path/to/your-classifier": folder / "classifier",
         "your-namespace/muse": tiny_models.REPOSITORY,
