@@ -21,7 +21,7 @@ CALLS = {"stock": {"emotion": None}, "guided": {"max_inner_steps": 1}}
 PROMPTS = ["a cat", "two dogs in the snow", "a very long story " * 10]
 
 
-@pytest.fixture(params=FAMILIES, ids=lambda family: family.pipeline_class.__name__)
+@pytest.fixture(params=FAMILIES, ids=str)
 def family(request) -> Family:
     return request.param
 

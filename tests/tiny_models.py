@@ -198,6 +198,9 @@ class Family:
     settings: dict[str, Any] = field(default_factory=dict)  # the parent's other arguments
     encoded: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds")  # what `encode_prompt` returns
 
+    def __str__(self) -> str:
+        return self.pipeline_class.__name__
+
     @property
     def extra_components(self) -> set[str]:
         """The components that the parent does not have."""
