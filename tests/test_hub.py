@@ -3,6 +3,7 @@ Every way to load the pipeline from the Hub, and to save and push it: the real c
 Hub on the loopback address. What needs no Hub is in `test_loading.py`.
 """
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -176,6 +177,9 @@ assert files == {"pipeline.py", "pipeline_muse.py", "pipeline_muse_xl.py"}, "the
 
 
 def test_stable_diffusion_xl(run, hub, checkpoints):
+    index = json.loads(checkpoints["sdxl"]["model_index.json"])
+    index |= dict.fromkeys(("text_encoder", "tokenizer"), [None, None])
+    hub.push("org/refiner", {**checkpoints["sdxl"], "model_index.json": json.dumps(index).encode()})
     code = {"pipeline_muse_xl.py": (tiny_models.REPOSITORY / "pipeline_muse_xl.py").read_bytes()}
     hub.push("org/sdxl-with-code", {**checkpoints["sdxl"], **code})
     run("""
@@ -191,9 +195,7 @@ assert type(plain).__name__ == "StableDiffusionXLPipeline" and torch.equal(image
 pipe.save_pretrained("saved")
 save_file({"image": image(pipe)}, "saved.safetensors")
 
-refiner = DiffusionPipeline.from_pretrained(
-    "org/sdxl", custom_pipeline="org/muse", trust_remote_code=True, text_encoder=None, tokenizer=None
-)
+refiner = DiffusionPipeline.from_pretrained("org/refiner", custom_pipeline="org/muse", trust_remote_code=True)
 assert type(refiner).__name__ == "MuseXLPipeline" and refiner.text_encoder is None
 
 inside = {"pretrained_model_name_or_path": "org/sdxl-with-code", "custom_pipeline": "pipeline_muse_xl"}
