@@ -1422,8 +1422,12 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
 
     # Copied from pipeline_muse.MusePipeline._tokenize_gate
     def _tokenize_gate(self, prompts: list[str]) -> dict[str, torch.Tensor]:
-        """The prompts as CLIP's text tower wants them."""
-        length = min(self.tokenizer.model_max_length, self.clip_model.config.text_config.max_position_embeddings)
+        """The prompts as CLIP's text tower wants them, which knows nothing of the words of textual inversions."""
+        config = self.clip_model.config.text_config
+        added = [word for word, index in self.tokenizer.get_added_vocab().items() if index >= config.vocab_size]
+        for word in sorted(added, key=len, reverse=True):
+            prompts = [prompt.replace(word, "") for prompt in prompts]
+        length = min(self.tokenizer.model_max_length, config.max_position_embeddings)
         tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).to(self._execution_device)
