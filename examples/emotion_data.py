@@ -327,10 +327,17 @@ def check_labels(splits: dict[str, list[Example]], labels: Sequence[str]) -> Non
             raise ValueError(f"Labels of the {split} pictures that the classifier does not have: {unknown}.")
 
 
+def count_labels(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, int]:
+    """The number of pictures per label."""
+    counts = Counter(example.label for example in examples)
+    return {label: counts[label] for label in labels}
+
+
 def balanced_weights(examples: Sequence[Example], labels: Sequence[str]) -> list[float]:
     """Weights of classes by which each counts as much as any other, 1 on average over the pictures."""
-    counts = Counter(example.label for example in examples)
-    return [len(examples) / (len(counts) * counts[label]) if counts[label] else 0.0 for label in labels]
+    counts = count_labels(examples, labels).values()
+    present = sum(count > 0 for count in counts)
+    return [len(examples) / (present * count) if count else 0.0 for count in counts]
 
 
 def text_of(example: Example, template: str) -> str:

@@ -784,3 +784,14 @@ def test_publishing_leaves_out_what_training_leaves_behind(clip, pictures, tmp_p
         ("upload", "me/moods", [*files, *code, "reliability.png"]),
     ]
     assert 'from_pretrained("me/moods"' in (tmp_path / "new" / "README.md").read_text()
+
+
+def test_storybook_draws_folders_to_train_on(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tiny_models.REPOSITORY / "examples" / "storybook")
+    draw_folders = importlib.import_module("draw_folders")
+    draw_folders.draw(tmp_path, "train", "fear", 2, "painted")
+    first, second = emotion_data.read_data_dir(tmp_path)["train"]
+    assert first.label == second.label == "fear" and first.caption and second.caption
+    assert first.load().size == (64, 64) and first.load().tobytes() != second.load().tobytes()
+    draw_folders.draw(tmp_path / "again", "train", "fear", 1, "painted")
+    assert emotion_data.read_data_dir(tmp_path / "again")["train"][0].load().tobytes() == first.load().tobytes()

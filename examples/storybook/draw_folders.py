@@ -29,7 +29,7 @@ def draw(folder: Path, split: str, emotion: str, count: int, style: str) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--train", type=int, default=400, help="scenes per emotion. Default: %(default)s")
+    parser.add_argument("--train", type=int, default=300, help="scenes per emotion. Default: %(default)s")
     parser.add_argument("--validation", type=int, default=60, help="scenes per emotion. Default: %(default)s")
     parser.add_argument("--test", type=int, default=60, help="scenes per emotion. Default: %(default)s")
     parser.add_argument("--style", choices=STYLES, default=STYLES[0])
