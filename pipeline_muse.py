@@ -288,7 +288,8 @@ def signal_level(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor:
     Schedulers with `sigmas` know their own noise level (also for fractional timesteps): alpha = 1 / (1 + sigma**2).
 
     Raises:
-        ValueError: If the scheduler has no `alphas_cumprod`, as EDM's, or is a flow-matching one.
+        ValueError: If the scheduler has no `alphas_cumprod`, as EDM's, or is a flow-matching one, or for a timestep
+            beyond its last.
     """
     config = scheduler.config
     is_flow = config.get("use_flow_sigmas", False) or config.get("prediction_type") == "flow_prediction"
@@ -302,6 +303,10 @@ def signal_level(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor:
     if hasattr(scheduler, "sigmas") and hasattr(scheduler, "index_for_timestep"):
         index = scheduler.step_index if scheduler.step_index is not None else scheduler.index_for_timestep(timestep)
         return 1 / (1 + scheduler.sigmas[index].double() ** 2)
+    if int(timestep) >= len(scheduler.alphas_cumprod):  # an offset on top of as many steps as there are
+        raise ValueError(
+            f"`num_inference_steps` leads {type(scheduler).__name__} beyond its last timestep; take fewer."
+        )
     return scheduler.alphas_cumprod[int(timestep)].double()
 
 
@@ -1169,7 +1174,7 @@ class MusePipeline(StableDiffusionPipeline):
 
     def _check_path(self, strength: float, num_inference_steps: int) -> None:
         """Raises unless there is a path of that many steps, of which `strength` leaves some to walk."""
-        most = self.scheduler.config.num_train_timesteps
+        most = self.scheduler.config.num_train_timesteps - self.scheduler.config.get("steps_offset", 0)
         check_range("num_inference_steps", num_inference_steps, 1, most, integer=True)
         check_strength(strength, num_inference_steps)
 
@@ -1771,12 +1776,13 @@ class MusePipeline(StableDiffusionPipeline):
                 raise ValueError(f"`{name}` cannot be given with `image`: an edit walks DDIM's own path.")
             if name not in inspect.signature(self.scheduler.set_timesteps).parameters:
                 raise ValueError(f"`{name}` cannot be given with {type(self.scheduler).__name__}, which sets its own.")
-            if not isinstance(values, (list, tuple, np.ndarray)):
+            if not isinstance(values, (list, tuple)) and getattr(values, "ndim", 0) != 1:
                 raise TypeError(f"`{name}` has to be a list of numbers, but is {values!r}.")
             for value in values:
                 check_range(name, value, 0, most, integer=name == "timesteps")
-            if len(values) == 0 or any(after >= before for before, after in zip(values, values[1:])):
-                raise ValueError(f"`{name}` has to hold falling numbers, but is {values!r}.")
+            least = 2 if name == "sigmas" else 1  # the last sigma is where the last step ends
+            if len(values) < least or any(after >= before for before, after in zip(values, values[1:])):
+                raise ValueError(f"`{name}` has to hold {least} or more falling numbers, but is {values!r}.")
 
     def _check_ip_adapter(self, given: Mapping[str, Any]) -> None:
         """Raises unless there is one entry of `ip_adapter_image` or of its embeddings for each IP-Adapter."""
@@ -1864,6 +1870,7 @@ class MusePipeline(StableDiffusionPipeline):
         """Noise as upstream's, or the noise of the source, shape `(B, channels, h, w)`; and what a mask protects."""
         latents, mask, size = given["latents"], given["mask_image"], (given["height"], given["width"])
         dtype, device, batch_size = conditioning.prompt_embeds.dtype, self._execution_device, conditioning.batch_size
+        latents = latents if latents is None else latents.to(device, dtype)
         if given["image"] is None:
             channels, generator = self.unet.config.in_channels, given["generator"]
             return self.prepare_latents(batch_size, channels, *size, dtype, device, generator, latents), None

@@ -315,7 +315,8 @@ def signal_level(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor:
     Schedulers with `sigmas` know their own noise level (also for fractional timesteps): alpha = 1 / (1 + sigma**2).
 
     Raises:
-        ValueError: If the scheduler has no `alphas_cumprod`, as EDM's, or is a flow-matching one.
+        ValueError: If the scheduler has no `alphas_cumprod`, as EDM's, or is a flow-matching one, or for a timestep
+            beyond its last.
     """
     config = scheduler.config
     is_flow = config.get("use_flow_sigmas", False) or config.get("prediction_type") == "flow_prediction"
@@ -329,6 +330,10 @@ def signal_level(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor:
     if hasattr(scheduler, "sigmas") and hasattr(scheduler, "index_for_timestep"):
         index = scheduler.step_index if scheduler.step_index is not None else scheduler.index_for_timestep(timestep)
         return 1 / (1 + scheduler.sigmas[index].double() ** 2)
+    if int(timestep) >= len(scheduler.alphas_cumprod):  # an offset on top of as many steps as there are
+        raise ValueError(
+            f"`num_inference_steps` leads {type(scheduler).__name__} beyond its last timestep; take fewer."
+        )
     return scheduler.alphas_cumprod[int(timestep)].double()
 
 
@@ -1274,7 +1279,7 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
     # Copied from pipeline_muse.MusePipeline._check_path
     def _check_path(self, strength: float, num_inference_steps: int) -> None:
         """Raises unless there is a path of that many steps, of which `strength` leaves some to walk."""
-        most = self.scheduler.config.num_train_timesteps
+        most = self.scheduler.config.num_train_timesteps - self.scheduler.config.get("steps_offset", 0)
         check_range("num_inference_steps", num_inference_steps, 1, most, integer=True)
         check_strength(strength, num_inference_steps)
 
@@ -1886,8 +1891,9 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
 
     def _check_conditioning(self, given: Mapping[str, Any], num_prompts: int) -> None:
         """Checks the arguments that only Stable Diffusion XL has."""
-        if num_prompts > 1 and isinstance(given["prompt_2"], str):
-            raise ValueError(f"`prompt_2` has to be a list of {num_prompts}, as `prompt` is, but is one string.")
+        prompt_2 = [given["prompt_2"]] if isinstance(given["prompt_2"], str) else given["prompt_2"]
+        if prompt_2 is not None and len(prompt_2) != num_prompts:
+            raise ValueError(f"`prompt_2` has {len(prompt_2)} entries for {num_prompts} prompts; give one for each.")
         pooled_width = self.unet.config.projection_class_embeddings_input_dim
         pooled_width -= 6 * self.unet.config.addition_time_embed_dim  # the size conditions
         for name in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"):
@@ -1940,12 +1946,13 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
                 raise ValueError(f"`{name}` cannot be given with `image`: an edit walks DDIM's own path.")
             if name not in inspect.signature(self.scheduler.set_timesteps).parameters:
                 raise ValueError(f"`{name}` cannot be given with {type(self.scheduler).__name__}, which sets its own.")
-            if not isinstance(values, (list, tuple, np.ndarray)):
+            if not isinstance(values, (list, tuple)) and getattr(values, "ndim", 0) != 1:
                 raise TypeError(f"`{name}` has to be a list of numbers, but is {values!r}.")
             for value in values:
                 check_range(name, value, 0, most, integer=name == "timesteps")
-            if len(values) == 0 or any(after >= before for before, after in zip(values, values[1:])):
-                raise ValueError(f"`{name}` has to hold falling numbers, but is {values!r}.")
+            least = 2 if name == "sigmas" else 1  # the last sigma is where the last step ends
+            if len(values) < least or any(after >= before for before, after in zip(values, values[1:])):
+                raise ValueError(f"`{name}` has to hold {least} or more falling numbers, but is {values!r}.")
 
     # Copied from pipeline_muse.MusePipeline._check_ip_adapter
     def _check_ip_adapter(self, given: Mapping[str, Any]) -> None:
@@ -2040,6 +2047,7 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         """Noise as upstream's, or the noise of the source, shape `(B, channels, h, w)`; and what a mask protects."""
         latents, mask, size = given["latents"], given["mask_image"], (given["height"], given["width"])
         dtype, device, batch_size = conditioning.prompt_embeds.dtype, self._execution_device, conditioning.batch_size
+        latents = latents if latents is None else latents.to(device, dtype)
         if given["image"] is None:
             channels, generator = self.unet.config.in_channels, given["generator"]
             return self.prepare_latents(batch_size, channels, *size, dtype, device, generator, latents), None
