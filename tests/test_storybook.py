@@ -1,12 +1,15 @@
 """What the model card says of the bundled weights, on a few images; the whole table is `evaluate.py`'s."""
 
+import json
+import random
 import sys
+from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
-from diffusers import DiffusionPipeline
-from storybook_settings import MUSE_SETTINGS
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS
 
 from pipeline_muse import PixelSpec
 
@@ -14,6 +17,7 @@ from pipeline_muse import PixelSpec
 STORYBOOK = tiny_models.REPOSITORY / "examples" / "storybook"
 WEIGHT_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 EMOTIONS = ["amusement", "awe", "anger", "sadness"]
+sys.path.append(str(STORYBOOK))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,6 @@ def pipe() -> DiffusionPipeline:
 @pytest.fixture(scope="module")
 def judge(pipe):
     """The probability that the judge Emo-B, which never guides, gives to each of `EMOTIONS`, image by image."""
-    sys.path.append(str(STORYBOOK))
     from judges import load_judge
 
     model, spec = load_judge("emo_b"), PixelSpec.from_classifier(pipe.emotion_classifier)
@@ -89,12 +92,119 @@ def test_the_checkpoint_is_small_and_the_judges_are_no_part_of_it():
     weights = list(tiny_models.REPOSITORY.glob("*/*.safetensors"))
     assert {path.name for path in weights} <= set(WEIGHT_NAMES)
     assert sum(path.stat().st_size for path in weights) < 40e6
-    judges = list((STORYBOOK / "judges").iterdir())
-    assert judges and not any(path.name in WEIGHT_NAMES for path in judges)
+    others = [path for path in STORYBOOK.rglob("*") if path.suffix == ".safetensors"]
+    assert {path.parent.name for path in others} == {"judges", "xl"}
+    assert not any(path.name in WEIGHT_NAMES for path in others), "diffusers takes along what has such a name"
+
+
+@pytest.fixture(scope="module")
+def xl_folder(tmp_path_factory) -> Path:
+    """The XL Storybook as a checkpoint."""
+    from assemble_xl import assemble
+
+    return assemble(tmp_path_factory.mktemp("storybook") / "xl")
+
+
+@pytest.fixture(scope="module")
+def xl(xl_folder) -> DiffusionPipeline:
+    pipe = DiffusionPipeline.from_pretrained(xl_folder, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_xl_checkpoint_is_small_and_made_of_shared_parts_and_its_own(xl_folder, xl):
+    assert type(xl).__name__ == "MuseXLPipeline"
+    parts = list((STORYBOOK / "xl").glob("*.safetensors"))
+    assert {path.stem for path in parts} == {"unet", "text_encoder_2"}
+    assert sum(path.stat().st_size for path in parts) < 20e6
+    assert sum(path.stat().st_size for path in xl_folder.rglob("*.safetensors")) < 40e6
+    index = json.loads((xl_folder / "model_index.json").read_text())
+    components = {name for name, value in index.items() if isinstance(value, list) and value[0] and name[0] != "_"}
+    assert components == {path.name for path in xl_folder.iterdir() if path.is_dir()}
+
+
+def test_the_xl_checkpoint_never_overwrites_another_one(tmp_path):
+    from assemble_xl import assemble
+
+    index = tmp_path / "model_index.json"
+    index.write_text((tiny_models.REPOSITORY / "model_index.json").read_text())
+    with pytest.raises(ValueError, match="another checkpoint"):
+        assemble(tmp_path)
+    assert list(tmp_path.iterdir()) == [index]
+
+
+def test_a_judge_that_did_not_guide_sees_the_emotions_of_xl(xl, judge):
+    quick = {**MUSE_XL_SETTINGS, "num_inference_steps": 8}
+    stock = judge(images_of(xl, **quick)).diagonal()
+    guided = judge(images_of(xl, emotion=EMOTIONS, semantic_threshold=0, **quick)).diagonal()
+    assert stock.mean() < 0.4
+    assert guided.mean() > stock.mean() + 0.3
+
+
+def test_xl_knows_that_pictures_were_small(xl):
+    """The added conditioning was trained: what has been enlarged is soft."""
+    plain = StableDiffusionXLPipeline.from_pipe(xl)
+    plain.set_progress_bar_config(disable=True)
+
+    def edges(**call) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+        prompts = ["a house in the park"] * len(generators)
+        images = plain(prompts, generator=generators, num_inference_steps=8, output_type="pt", **call).images
+        return images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean()
+
+    assert edges(original_size=(16, 16)) < 0.95 * edges()
+
+
+def test_xl_is_trained_on_what_the_pipeline_gives_it(xl):
+    from train_unet import ConditionsXL
+
+    encoders = (xl.tokenizer, xl.text_encoder, xl.tokenizer_2, xl.text_encoder_2)
+    states, pooled = ConditionsXL(*encoders, "cpu", word_share=0.5).encoded(["a cat in the park"])
+    with torch.no_grad():
+        given, null, given_pooled, null_pooled = xl.encode_prompt("a cat in the park", device="cpu")
+    assert torch.equal(states, given) and torch.equal(pooled, given_pooled)
+    assert not null.any() and not null_pooled.any(), "the null prompt is zero"
+
+
+def test_the_xl_network_starts_as_the_one_that_it_grows_from():
+    from train_unet import build_unet, grow
+
+    torch.manual_seed(0)
+    wide_states = torch.randn(200, 20)
+    states = wide_states @ torch.randn(20, 8)  # a linear map is to be found, whatever it is
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    added |= {"projection_class_embeddings_input_dim": 6 * 4 + 5, "use_linear_projection": True}
+    small = build_unet(16, 1, cross_attention_dim=8)
+    large = build_unet(16, 1, cross_attention_dim=20, **added)
+    grow(small, large, states, wide_states)
+    noisy = torch.randn(2, 4, 16, 16)
+    conditions = {"text_embeds": torch.randn(2, 5), "time_ids": torch.tensor([[64, 64, 0, 0, 64, 64]] * 2)}
+    with torch.no_grad():
+        expected = small(noisy, 500, states[:6].view(2, 3, 8)).sample
+        grown = large(noisy, 500, wide_states[:6].view(2, 3, 20), added_cond_kwargs=conditions).sample
+    torch.testing.assert_close(grown, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_time_ids_tell_what_was_done_to_a_picture(seed):
+    """On a ramp every pixel says where it came from."""
+    import numpy as np
+    from train_unet import vary
+
+    ramp = np.linspace(0, 255, 64)
+    picture = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 0.0), axis=-1).round().astype(np.uint8)
+    varied, (height, width, top, left, *target) = vary(picture, random.Random(seed))
+    assert varied.shape == picture.shape and target == [64, 64] and height == width
+    if height < 64:
+        assert (top, left) == (0, 0)
+        assert np.abs(varied.astype(float) - picture).mean() < 6, "nothing has moved"
+    else:
+        shown = (varied[..., 0].max() - float(varied[..., 0].min())) / 255  # the share of the ramp that is left
+        size = 64 / shown
+        assert abs(varied[0, 0, 0] / 255 * size - top) < 3 and abs(varied[0, 0, 1] / 255 * size - left) < 3
 
 
 def test_the_tokenizer_can_be_built_again(tmp_path):
-    sys.path.append(str(STORYBOOK))
     from common import build_tokenizer
     from world import vocabulary
 
@@ -104,7 +214,6 @@ def test_the_tokenizer_can_be_built_again(tmp_path):
 
 
 def test_a_resumed_training_ends_as_an_unbroken_one(tmp_path):
-    sys.path.append(str(STORYBOOK))
     from common import load_checkpoint, save_checkpoint
 
     def new() -> dict:

@@ -36,7 +36,7 @@ STAGES = {
 }
 STAGES_XL = {
     "clip_xl": ("train_clip.py --xl --seed 2 --output clip_xl --degraded 0.3 --steps 700", True),
-    "unet_xl": ("train_unet.py --xl --steps 600 --learning_rate 5e-4 --average_decay 0.99", True),
+    "unet_xl": ("train_unet.py --xl --steps 1200 --learning_rate 5e-4 --average_decay 0.99", True),
     "calibration_xl": ("calibrate.py --xl", False),
     "export_xl": ("export.py --xl", False),
     "check_xl": ("check.py --xl", False),
