@@ -1,6 +1,8 @@
 import csv
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import score_emotions
@@ -58,8 +60,12 @@ class Batches:
     def __init__(self):
         self.sizes: list[int] = []
         self.break_at: int | None = None
+        self.record: Path | None = None
+        self.written: list[int] = []  # lines in the record when a batch begins
 
     def __call__(self, module, arguments, keywords) -> None:
+        if self.record is not None:
+            self.written.append(self.record.read_bytes().count(b"\n"))
         if len(self.sizes) == self.break_at:
             raise KeyboardInterrupt
         self.sizes.append(len(keywords["pixel_values"]))
@@ -142,18 +148,22 @@ def test_a_classifier_that_is_described_by_its_image_processor(score, pictures, 
 def test_a_run_that_was_killed_goes_on_where_it_ended(score, batches):
     unbroken = score(output="unbroken")
     assert batches.since() == [4, 4, 4]
+    folder = unbroken.parent / "scores"
+    record = batches.record = folder / "scores.jsonl"
     batches.break_at = 2
     with pytest.raises(KeyboardInterrupt):
         score()
-    folder = unbroken.parent / "scores"
-    record = folder / "scores.jsonl"
-    assert len(rows_of(folder)) == 8
+    assert batches.written == [0, 4, 8], "each batch is on disk before the next begins"
     assert not (folder / "scores.csv").exists()
     record.write_bytes(record.read_bytes()[:-30])  # the kill tore the last line
+    batches.break_at = 1
+    assert batches.since() == [4, 4]
+    with pytest.raises(KeyboardInterrupt):
+        score()
     batches.break_at = None
-    batches.since()
+    assert batches.since() == [4]
     score()
-    assert batches.since() == [4, 1]
+    assert batches.since() == [1]
     assert [list(row) for row in rows_of(folder)] == [list(row) for row in rows_of(unbroken)]
     for row, expected in zip(rows_of(folder), rows_of(unbroken)):
         assert row["emotion"] == expected["emotion"]
@@ -198,10 +208,11 @@ def test_scores_of_different_kinds_are_not_mixed(score, classifier_folder, tmp_p
 
 
 def test_what_cannot_be_read_is_reported_skipped_and_tried_again(score, pictures, capsys):
-    whole = (pictures / "04.png").read_bytes()
-    (pictures / "04.png").write_bytes(whole[:200])
+    whole, state = (pictures / "04.png").read_bytes(), (pictures / "04.png").stat()
+    (pictures / "04.png").write_bytes(bytes(len(whole)))
     (pictures / "05.jpg").write_text("no picture")
     (pictures / "notes.txt").write_text("no picture either, and none that was meant")
+    os.utime(pictures / "04.png", ns=(state.st_atime_ns, state.st_mtime_ns))
     table = {line["file"]: line for line in table_of(score())}
     told = capsys.readouterr().err
     assert len(table) == 13
@@ -210,6 +221,7 @@ def test_what_cannot_be_read_is_reported_skipped_and_tried_again(score, pictures
         assert f"Skipped '{name}'" in told
     assert not any(line["error"] for name, line in table.items() if name not in ("04.png", "05.jpg"))
     (pictures / "04.png").write_bytes(whole)
+    os.utime(pictures / "04.png", ns=(state.st_atime_ns, state.st_mtime_ns))
     folder = score()
     assert [row["file"] for row in rows_of(folder) if "error" in row] == ["05.jpg"]
     assert json.loads((folder / "summary.json").read_text())["unreadable"] == 1

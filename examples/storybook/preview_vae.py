@@ -1,0 +1,167 @@
+# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+"""Measures what a small `preview_vae` saves on Storybook, and what it costs, against the full VAE.
+
+The gradients first: those of the loss with respect to the emotional tokens, through either decoder, with the same
+tokens on the same path, step by step. Then time and memory of a decoder's forward and backward pass. Then whole runs,
+judged as `evaluate.py` judges them. Writes `preview_vae.json`; runs that were measured before are not measured again.
+
+    python examples/storybook/train_preview_vae.py
+    python examples/storybook/preview_vae.py
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import save_json
+from diffusers import AutoencoderKL, AutoencoderTiny
+from evaluate import MUSE_SETTINGS, PROCESS, ROOT, Setting, items_of_generation, load, measure, processor
+
+from pipeline_muse import MusePipeline
+
+
+DECODERS = ("vae", "preview_vae")
+STANDSTILL = 1e-12  # a learning rate that moves no token, so that both decoders are asked along the same path
+
+
+class RecordingPipeline(MusePipeline):
+    """Notes the gradient of each sample's tokens at each step of the inner loop."""
+
+    gradients: list[torch.Tensor] = []
+
+    def _descend(self, state, loop, loss, rows, going):
+        moved = super()._descend(state, loop, loss, rows, going)
+        self.gradients.append(torch.stack([loop.tokens[b].grad.flatten() for b in moved]))
+        return moved
+
+
+def token_gradients(pipe: RecordingPipeline, items: list[dict], tokens: torch.Tensor | None) -> torch.Tensor:
+    """The gradients at `tokens`, or at those that a run starts with, of all denoising steps: (steps, items, n * D)."""
+    pipe.gradients = []
+    pipe(
+        [item["prompt"] for item in items],
+        emotion=[item["emotion"] for item in items],
+        emotion_tokens=tokens,
+        generator=[torch.Generator().manual_seed(item["seed"]) for item in items],
+        num_inference_steps=MUSE_SETTINGS["num_inference_steps"],
+        semantic_threshold=0.0,
+        max_inner_steps=1,
+        emotion_learning_rate=STANDSTILL,
+        loss_threshold=0.0,
+        inherent_weight=0.0,  # with these terms a loss may fall below the threshold, which ends the loop
+        similar_weight=0.0,
+        output_type="latent",
+    )
+    return torch.stack(pipe.gradients)
+
+
+def compare_gradients(preview_vae: AutoencoderTiny, items: list[dict]) -> dict[str, Any]:
+    """Cosines of the gradients through either decoder, by denoising step, at the first and at the final tokens."""
+    pipe = RecordingPipeline.from_pretrained(ROOT, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    final = pipe(
+        [item["prompt"] for item in items],
+        emotion=[item["emotion"] for item in items],
+        generator=[torch.Generator().manual_seed(item["seed"]) for item in items],
+        semantic_threshold=0.0,
+        output_type="latent",
+        **MUSE_SETTINGS,
+    ).emotion_tokens
+    result: dict[str, Any] = {"pairs": len(items)}
+    for name, tokens in (("first tokens", None), ("final tokens", final)):
+        gradients = []
+        for decoder in (None, preview_vae):
+            pipe.register_modules(preview_vae=decoder)
+            gradients.append(token_gradients(pipe, items, tokens))
+        cosines = F.cosine_similarity(*gradients, dim=-1)  # (steps, items)
+        ratios = gradients[1].norm(dim=-1) / gradients[0].norm(dim=-1)
+        result[name] = {
+            "mean": cosines.mean().item(),
+            "least": cosines.min().item(),
+            "by_step": [round(value, 4) for value in cosines.mean(dim=1).tolist()],
+            "least_by_step": [round(value, 4) for value in cosines.amin(dim=1).tolist()],
+            "median ratio of norms": ratios.median().item(),
+        }
+    return result
+
+
+def cost_of(decoder: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> dict[str, float]:
+    """Milliseconds of CPU time per image of a decoder's passes forth and back, and MiB that it keeps in between."""
+    decoder.requires_grad_(False)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {weight.untyped_storage().data_ptr() for weight in decoder.parameters()}
+    latents = latents.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        decoder.decode(latents).sample.sum().backward()
+    activations = sum(size for place, size in kept.items() if place not in weights)
+    best = float("inf")
+    for _ in range(5):
+        start = time.process_time()
+        decoder.decode(latents).sample.sum().backward()
+        best = min(best, time.process_time() - start)
+    return {
+        "parameters": sum(weight.numel() for weight in decoder.decoder.parameters()),
+        "milliseconds": 1000 * best / len(latents),
+        "MiB": activations / len(latents) / 2**20,
+    }
+
+
+def whole_run(preview_vae: AutoencoderTiny | None, items: list[dict], args: argparse.Namespace) -> dict[str, Any]:
+    """The row of `evaluate.py`'s table for the whole method, with the seconds of CPU time per image."""
+    PROCESS["pipe"].register_modules(preview_vae=preview_vae)
+    start = time.process_time()
+    row = measure(Setting("MUSE with vae" if preview_vae is None else "MUSE with preview_vae"), items, args)
+    return {**row, "seconds": (time.process_time() - start) / len(items)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    trained = Path(tempfile.gettempdir()) / "storybook" / "preview_vae"
+    parser.add_argument("--preview_vae", type=Path, default=trained, help="Default: %(default)s.")
+    parser.add_argument("--pairs", type=int, default=8, help="prompts with emotions whose gradients are compared")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts of the whole runs, each with all 8 emotions")
+    parser.add_argument("--steps", type=int, default=MUSE_SETTINGS["num_inference_steps"], help="denoising steps")
+    parser.add_argument("--guidance_scale", type=float, default=7.5)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the whole runs")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--sheet_rows", type=int, default=6, help="prompts on each contact sheet")
+    parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--sheets_dir", type=Path, default=Path("outputs/evaluation"), help="for contact sheets")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    tiny = AutoencoderTiny.from_pretrained(args.preview_vae).eval()
+    path = args.results_dir / "preview_vae.json"
+    protocol = {name: getattr(args, name) for name in ("pairs", "prompts", "steps", "guidance_scale", "dtype")}
+    record = json.loads(path.read_text()) if path.exists() else {}
+    if record.get("protocol") != protocol:
+        record = {"protocol": protocol}
+    record["hardware"] = f"one core of {os.cpu_count()} of an {processor()}, torch {torch.__version__}"
+    items = items_of_generation(args.prompts)
+
+    if "gradients" not in record:
+        record["gradients"] = compare_gradients(tiny, [items[9 * k % len(items)] for k in range(args.pairs)])
+        latents = torch.randn((args.batch_size, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+        full = AutoencoderKL.from_pretrained(ROOT / "vae").eval()
+        record["cost"] = {name: cost_of(part, latents) for name, part in zip(DECODERS, (full, tiny))}
+        save_json(path, record)
+    load(args.dtype, threads=1)
+    for name, part in zip(DECODERS, (None, tiny.to(getattr(torch, args.dtype)))):
+        if name not in record:
+            record[name] = whole_run(part, items, args)
+            save_json(path, record)
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
