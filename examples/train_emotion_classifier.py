@@ -426,7 +426,7 @@ def finish(
 
 def describe_sources(args: argparse.Namespace) -> dict[str, Any]:
     """What data, model and options a run is made of, without the paths of this machine."""
-    name = args.output_dir.resolve().name
+    name, base = args.output_dir.resolve().name, args.init_from or args.clip
     recipe = {
         key: public_name(str(value)) if isinstance(value, (str, Path)) else value
         for key, value in vars(args).items()
@@ -437,7 +437,7 @@ def describe_sources(args: argparse.Namespace) -> dict[str, Any]:
         "repository": args.hub_model_id or name,
         "data": recipe.get("data_dir", recipe.get("dataset_name")),
         "datasets": None if args.data_dir or Path(args.dataset_name).exists() else [args.dataset_name],
-        "base_model": public_name(args.init_from or args.clip),
+        "base_model": None if Path(base).exists() else base,
         "recipe": recipe,
     }
 

@@ -32,7 +32,7 @@ from emotion_data import Example
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoModelForImageClassification, CLIPModel
+from transformers import AutoConfig, AutoModelForImageClassification, CLIPModel
 
 
 COLOURS = {"awe": (90, 60, 200), "anger": (210, 40, 30), "calm": (70, 160, 80)}
@@ -147,6 +147,7 @@ def test_the_card_describes_the_run_and_no_machine(finished, clip, pictures):
     _, front_matter, text = (finished / "README.md").read_text().split("---\n", 2)
     meta = yaml.safe_load(front_matter)
     assert meta["pipeline_tag"] == "image-classification" and meta["library_name"] == "transformers"
+    assert not {"base_model", "datasets"} & meta.keys()  # those are folders here, which mean nothing elsewhere
     accuracy = json.loads((finished / "metrics.json").read_text())["metrics"]["accuracy"]
     assert meta["model-index"][0]["results"][0]["metrics"][0]["value"] == round(accuracy, 4)
     assert f"| as released | {100 * accuracy:.1f} |" in text
@@ -184,6 +185,15 @@ def test_training_learns_from_every_picture_once_per_epoch(clip, pictures, tmp_p
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["metrics"]["accuracy"] > 0.8
     assert report["metrics"]["loss"] <= report["metrics_before_scaling"]["loss"]
+
+
+def test_the_card_names_what_is_on_the_hub(finished):
+    names = {"clip": "openai/clip-vit-base-patch32", "dataset_name": "me/moods", "hub_model_id": "me/simemo"}
+    command = options(data=None, output=finished, resume_from_checkpoint=None, **names)
+    report = json.loads((finished / "metrics.json").read_text()) | script.describe_sources(script.parse_args(command))
+    card = script.training_card(report, AutoConfig.from_pretrained(finished, trust_remote_code=True))
+    assert (card.data.base_model, card.data.datasets) == (names["clip"], ["me/moods"])
+    assert "trained on me/moods" in card.text and 'from_pretrained("me/simemo"' in card.text
 
 
 def test_seeds_decide_on_everything(clip, pictures, finished, tmp_path):
