@@ -988,6 +988,12 @@ class MusePipeline(StableDiffusionPipeline):
                 " or under `torch.no_grad()`."
             )
         chain = (self.unet, self._preview_decoder, self.clip_model if is_zero_shot else self.emotion_classifier)
+        processors = [one for module in chain for one in getattr(module, "attn_processors", {}).values()]
+        if settings.max_inner_steps > 0 and any("XFormers" in type(one).__name__ for one in processors):
+            raise ValueError(
+                "`emotion` needs gradients, which xFormers' attention lacks for some widths of heads. Use PyTorch's:"
+                " call `pipe.disable_xformers_memory_efficient_attention()`."
+            )
         if any(weight.is_inference() for module in chain for weight in module.parameters()):
             raise ValueError("`emotion` needs weights that were not loaded inside `torch.inference_mode()`.")
 

@@ -747,23 +747,6 @@ def test_a_gate_without_clip_is_refused(threshold):
         guide(pipe, semantic_threshold=threshold)
 
 
-@every_family
-def test_inference_mode_is_refused(pipe):
-    with torch.inference_mode(), no_network(), pytest.raises(ValueError, match="inference_mode"):
-        guide(pipe)
-    with torch.inference_mode():
-        assert guide(pipe, emotion=None).images.isfinite().all(), "stock needs no gradients"
-    with torch.no_grad():
-        assert guide(pipe, num_inference_steps=1).trace[0].inner_steps == 2
-
-
-def test_weights_made_in_inference_mode_are_refused():
-    with torch.inference_mode():
-        pipe = tiny_models.muse_pipeline()
-    with pytest.raises(ValueError, match="inference_mode"):
-        guide(pipe)
-
-
 def test_schedulers_without_a_noise_level_are_refused():
     pipe = tiny_models.muse_pipeline()
     pipe.scheduler = EDMEulerScheduler()
