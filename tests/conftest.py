@@ -3,8 +3,7 @@ import os
 import pytest
 import tiny_models
 import torch
-
-from pipeline_muse import MusePipeline
+from diffusers import DiffusionPipeline
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: one thread each, in their subprocesses too
@@ -12,10 +11,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: one thread 
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.fixture(params=tiny_models.FAMILIES, ids=str)
+def family(request) -> tiny_models.Family:
+    """Each of the pipelines; `@only_stable_diffusion` is for what XL would prove once more."""
+    return request.param
+
+
 @pytest.fixture
-def pipe() -> MusePipeline:
+def pipe(family) -> DiffusionPipeline:
     """A tiny pipeline of random weights, fresh for every test."""
-    return tiny_models.muse_pipeline()
+    return tiny_models.muse_pipeline(family)
 
 
 class CallCounter:

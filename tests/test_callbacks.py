@@ -4,11 +4,15 @@ import io
 
 import pytest
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from tiny_models import generator, guide, stock
 
 
 NAMES = ["latents", "prompt_embeds", "negative_prompt_embeds", "emotion_tokens"]
+
+
+def cutoff_class(pipe) -> type:
+    return SDXLCFGCutoffCallback if "add_text_embeds" in pipe._callback_tensor_inputs else SDCFGCutoffCallback
 
 
 def calling(function, names=NAMES) -> dict:
@@ -28,8 +32,9 @@ def test_a_callback_sees_what_upstreams_sees(pipe, emotion):
     names = NAMES if emotion else NAMES[:3]
     guide(pipe, emotion=emotion, **calling(callback, names))
     assert [step[:2] for step in steps] == [(0, 667), (1, 334), (2, 1)]
-    expected = {"latents": (1, 4, 16, 16), "prompt_embeds": (2, 16, 32), "negative_prompt_embeds": (1, 16, 32)}
-    assert all(shapes == expected | ({"emotion_tokens": (1, 4, 32)} if emotion else {}) for *_, shapes in steps)
+    width = pipe.unet.config.cross_attention_dim
+    expected = {"latents": (1, 4, 16, 16), "prompt_embeds": (2, 16, width), "negative_prompt_embeds": (1, 16, width)}
+    assert all(shapes == expected | ({"emotion_tokens": (1, 4, width)} if emotion else {}) for *_, shapes in steps)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,7 +65,7 @@ def test_what_a_callback_returns_is_used_from_then_on(pipe, count_calls, name):
 @pytest.mark.parametrize("wrap", [lambda one: one, lambda one: MultiPipelineCallbacks([one])], ids=["one", "multi"])
 @pytest.mark.parametrize("emotion", ["awe", None])
 def test_upstreams_guidance_cutoff_works(pipe, count_calls, wrap, emotion):
-    cutoff = wrap(SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0))
+    cutoff = wrap(cutoff_class(pipe)(cutoff_step_ratio=None, cutoff_step_index=0))
     calls = count_calls(pipe.unet)
     output = guide(pipe, emotion=emotion, max_inner_steps=0, callback_on_step_end=cutoff)
     rows = [keywords["encoder_hidden_states"].shape[0] for (_, keywords), _ in calls.calls]
@@ -73,7 +78,7 @@ def test_upstreams_guidance_cutoff_works(pipe, count_calls, wrap, emotion):
 
 
 def test_the_cutoff_is_upstreams_while_the_gate_is_closed(pipe):
-    cutoff = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
+    cutoff = cutoff_class(pipe)(cutoff_step_ratio=0.5)
     expected = stock(pipe, num_inference_steps=4, callback_on_step_end=cutoff)
     never = guide(pipe, num_inference_steps=4, semantic_threshold=float("inf"), callback_on_step_end=cutoff)
     assert torch.equal(never.images, expected)

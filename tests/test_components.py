@@ -7,10 +7,15 @@ import pytest
 import tiny_models
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
-from tiny_models import guide, stock
+from tiny_models import STABLE_DIFFUSION, guide, stock
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from pipeline_muse import EMOTION_PROMPTS, MIKELS_WHEEL, MusePipeline, PixelSpec
+
+
+@pytest.fixture
+def family():
+    return STABLE_DIFFUSION
 
 
 def vit(**config) -> ViTForImageClassification:

@@ -9,9 +9,14 @@ import pytest
 import tiny_models
 import torch
 from diffusers import DDIMScheduler
-from tiny_models import guide
+from tiny_models import STABLE_DIFFUSION, guide
 
 from pipeline_muse import MusePipeline
+
+
+@pytest.fixture
+def family():
+    return STABLE_DIFFUSION
 
 
 SIZE = 32

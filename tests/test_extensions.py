@@ -9,11 +9,6 @@ from tiny_models import FAMILIES, VISION_CONFIG, generator, guide, muse_pipeline
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 
-@pytest.fixture(params=FAMILIES, ids=str)
-def pipe(request):
-    return muse_pipeline(request.param)
-
-
 def cross_attentions(network: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return {name: part for name, part in network.named_modules() if name.endswith("attn2")}
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import tiny_models
 import torch
-from tiny_models import generator, guide, stock
+from tiny_models import generator, guide, only_stable_diffusion, stock
 
 from pipeline_muse import PixelSpec
 
@@ -51,6 +51,7 @@ def test_infinity_needs_no_clip():
     assert guide(pipe, semantic_threshold=0).trace[0].gate_step == 0
 
 
+@only_stable_diffusion  # `rising`
 def test_it_opens_at_the_first_step_that_reaches_the_threshold(rising):
     values = similarities(rising)[0]
     step, threshold = between(values)
@@ -65,6 +66,7 @@ def test_reaching_the_threshold_exactly_is_enough(pipe):
     assert guide(pipe, semantic_threshold=first, num_inference_steps=4).trace[0].gate_step == 0
 
 
+@only_stable_diffusion  # `rising`
 def test_it_latches(rising):
     """From the opening on every step is guided, though the previews fall below the threshold again."""
     values = similarities(rising)[0]
@@ -73,6 +75,7 @@ def test_it_latches(rising):
     assert len(guide(rising, semantic_threshold=threshold, num_inference_steps=4).trace[0].loss) == 4 - step
 
 
+@only_stable_diffusion  # `rising`
 def test_the_threshold_comes_from_the_config_unless_the_call_names_one(rising):
     step, threshold = between(similarities(rising)[0])
     rising.register_to_config(semantic_threshold=threshold)
@@ -102,7 +105,7 @@ def test_similarity_is_that_of_the_preview_and_the_prompt(pipe, count_calls):
     similarity = similarities(pipe, num_inference_steps=4)[0][0]
     ((latents, timestep), _), (noise,) = calls.calls[0]
     null, cond = noise.chunk(2)
-    guided = null + 7.5 * (cond - null)
+    guided = null + pipe.guidance_scale * (cond - null)
     alpha = pipe.scheduler.alphas_cumprod[int(timestep)]
     x0 = (latents[:1] - (1 - alpha).sqrt() * guided) / alpha.sqrt()
     with torch.no_grad():
@@ -139,6 +142,7 @@ def test_an_emotion_without_a_prompt_asks_about_its_prompt(pipe):
     assert torch.equal(implied.images, stock(pipe, prompt="an image of awe"))
 
 
+@only_stable_diffusion  # `rising`
 def test_the_inherent_emotion_is_that_of_the_step_before(rising, count_calls):
     step, threshold = between(similarities(rising)[0])
     previews, classified = count_calls(rising.clip_model), count_calls(rising.emotion_classifier)

@@ -6,8 +6,13 @@ import math
 import pytest
 import tiny_models
 import torch
-from tiny_models import generator, guide, stock
+from tiny_models import STABLE_DIFFUSION, generator, guide, stock
 from torch.nn import functional as F
+
+
+@pytest.fixture
+def family():
+    return STABLE_DIFFUSION
 
 
 def first_step(pipe, **arguments) -> dict[str, torch.Tensor]:

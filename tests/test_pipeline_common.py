@@ -14,21 +14,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
-from tiny_models import FAMILIES, Family, generator, guide, muse_pipeline, preview_vae, quiet, stock
+from tiny_models import Family, generator, guide, muse_pipeline, parent_of, preview_vae, quiet, stock
 
 
 CALLS = {"stock": {"emotion": None}, "guided": {"max_inner_steps": 1}}
 PROMPTS = ["a cat", "two dogs in the snow", "a very long story " * 10]
-
-
-@pytest.fixture(params=FAMILIES, ids=str)
-def family(request) -> Family:
-    return request.param
-
-
-@pytest.fixture
-def pipe(family) -> DiffusionPipeline:
-    return muse_pipeline(family)
 
 
 @pytest.fixture(params=CALLS)
@@ -80,14 +70,8 @@ def test_dict_and_tuple_outputs_are_equal(pipe, call):
     if call.guides:
         assert torch.equal(parts[-2], output.emotion_tokens) and parts[-1] == output.trace
     else:
-        assert len(parts) == len(quiet(parent_of(pipe))("a cat", num_inference_steps=1, return_dict=False))
+        assert len(parts) == len(parent_of(pipe)("a cat", num_inference_steps=1, return_dict=False))
         assert output.emotion_tokens is output.trace is None
-
-
-def parent_of(pipe: DiffusionPipeline) -> DiffusionPipeline:
-    """The stock pipeline around the same modules."""
-    family = next(family for family in FAMILIES if type(pipe) is family.pipeline_class)
-    return quiet(family.parent_class.from_pipe(pipe))
 
 
 def pipe_output(pipe: DiffusionPipeline) -> type:

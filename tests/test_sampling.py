@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny_models import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, generator, guide, muse_pipeline, quiet, stock, unet
+from tiny_models import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, generator, guide, muse_pipeline, parent_of, stock, unet
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers under NumPy 2
@@ -46,15 +46,16 @@ ZERO_SNR = {
 NEVER = {"semantic_threshold": math.inf}
 
 
+@pytest.fixture
+def family():
+    return STABLE_DIFFUSION
+
+
 def with_scheduler(pipe, name: str, **config):
     """The pipeline with another scheduler on its own noise schedule, at whole timesteps."""
     class_name, settings = SCHEDULERS[name]
     pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **(settings | config))
     return pipe
-
-
-def parent_of(pipe):
-    return quiet(STABLE_DIFFUSION.parent_class.from_pipe(pipe))
 
 
 def previews(pipe, count_calls) -> tuple:

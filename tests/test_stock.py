@@ -4,8 +4,7 @@ import diffusers
 import pytest
 import tiny_models
 import torch
-from diffusers import StableDiffusionPipeline
-from tiny_models import generator, guide, stock
+from tiny_models import FAMILIES, generator, guide, only_stable_diffusion, parent_of, stock
 from transformers import CLIPImageProcessor
 
 
@@ -27,30 +26,28 @@ CALLS = {
     "a generator each": {"num_images_per_prompt": 2, "generator": [7, 8]},
     "global generator": {"generator": None},
     "latents": {"latents": torch.randn(1, 4, 16, 16, generator=generator(5))},
-    "embeddings": {
-        "prompt": None,
-        "prompt_embeds": torch.randn(2, 16, 32, generator=generator(5)),
-        "negative_prompt_embeds": torch.randn(2, 16, 32, generator=generator(6)),
-        "semantic_prompt": "a cat",
-    },
+    "embeddings": {"prompt": None, "encoded": ["a cat", "two dogs"], "semantic_prompt": "a cat"},
     "pixels": {"output_type": "pt"},
     "arrays": {"output_type": "np"},
 }
 
 
-def parent_of(pipe) -> StableDiffusionPipeline:
-    """The stock pipeline with the very same modules."""
-    names = tiny_models.stable_diffusion().keys()
-    return StableDiffusionPipeline(**{name: getattr(pipe, name) for name in names}, requires_safety_checker=False)
+def encode(pipe, prompts: list[str]) -> dict[str, torch.Tensor]:
+    """What the call takes in place of prompts."""
+    names = next(family.encoded for family in FAMILIES if type(pipe) is family.pipeline_class)
+    with torch.no_grad():
+        encoded = pipe.encode_prompt(prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    return dict(zip(names, encoded))
 
 
 def both(pipe, muse_arguments: dict, **arguments) -> tuple:
     """What the parent makes of `arguments`, and what MUSE makes of them with `muse_arguments` besides."""
     parent = parent_of(pipe)
-    parent.set_progress_bar_config(disable=True)
     scheduler_class = getattr(diffusers, arguments.pop("scheduler", "DDIMScheduler"))
     parent.scheduler = pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, skip_prk_steps=True)
     semantic_prompt = {name: arguments.pop(name) for name in ("semantic_prompt",) if name in arguments}
+    if "encoded" in arguments:
+        arguments |= encode(pipe, arguments.pop("encoded"))
     results = []
     for one, more in ((parent, {}), (pipe, muse_arguments | (semantic_prompt if muse_arguments else {}))):
         torch.manual_seed(11)
@@ -81,6 +78,7 @@ def test_tokens_leave_the_generators_alone(pipe, init):
     assert torch.equal(used.get_state(), untouched.get_state())
 
 
+@only_stable_diffusion
 def test_positional_arguments_are_the_parents(pipe):
     arguments = ("a cat", 24, 32, 3, None, None, 5.0, "rain", 2, 0.0, generator(), None, None, None, None, None)
     rest = ("latent", False, None, 0.1)
@@ -111,6 +109,7 @@ def test_stock_callbacks_of_the_old_style_still_work(pipe):
     assert steps == [0, 1]
 
 
+@only_stable_diffusion
 @pytest.mark.parametrize("muse", [{}, NEVER], ids=["no emotion", "closed gate"])
 def test_the_safety_checker_is_asked(pipe, muse):
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker

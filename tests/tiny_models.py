@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -223,6 +224,9 @@ STABLE_DIFFUSION_XL = Family(
 )
 FAMILIES = [STABLE_DIFFUSION, STABLE_DIFFUSION_XL]
 
+# For tests of the fixture `pipe`
+only_stable_diffusion = pytest.mark.parametrize("family", [STABLE_DIFFUSION], ids=str)
+
 
 def muse_pipeline(family: Family = STABLE_DIFFUSION, **overrides) -> DiffusionPipeline:
     """
@@ -244,6 +248,12 @@ def quiet(pipe: DiffusionPipeline) -> DiffusionPipeline:
     """The same pipeline without a progress bar."""
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def parent_of(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """The stock pipeline around the same modules."""
+    family = next(family for family in FAMILIES if type(pipe) is family.pipeline_class)
+    return quiet(family.parent_class.from_pipe(pipe))
 
 
 def generator(seed: int = 0) -> torch.Generator:
