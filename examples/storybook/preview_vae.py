@@ -63,7 +63,8 @@ def token_gradients(pipe: RecordingPipeline, items: list[dict], tokens: torch.Te
 
 def compare_gradients(preview_vae: AutoencoderTiny, items: list[dict]) -> dict[str, Any]:
     """Cosines of the gradients through either decoder, by denoising step, at the first and at the final tokens."""
-    pipe = RecordingPipeline.from_pretrained(ROOT, trust_remote_code=True)
+    loaded = MusePipeline.from_pretrained(ROOT, trust_remote_code=True)  # of the class that the checkpoint brings
+    pipe = RecordingPipeline(**loaded.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     final = pipe(
         [item["prompt"] for item in items],
