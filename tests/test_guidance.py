@@ -505,44 +505,6 @@ def test_parts_of_a_batch_are_bounded_and_change_nothing(pipe, count_calls):
     assert [trace.inner_steps for trace in output.trace] == [trace.inner_steps for trace in expected.trace]
 
 
-def saved_bytes(pipe, **arguments) -> int:
-    """The most that a graph of the call keeps for its backward pass."""
-    graphs = [0]
-
-    def pack(tensor):
-        graphs[-1] += tensor.nbytes
-        return tensor
-
-    pipe.unet.register_forward_pre_hook(lambda *_: graphs.append(0))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        guide(pipe, **arguments)
-    return max(graphs)
-
-
-@pytest.mark.parametrize("decoder", ["vae", "preview_vae"])
-def test_checkpointing_saves_memory_and_changes_nothing(decoder):
-    preview_vae = tiny_models.preview_vae() if decoder == "preview_vae" else None
-    pipes = [tiny_models.muse_pipeline(preview_vae=preview_vae) for _ in range(4)]
-    expected, output = guide(pipes[0]), guide(pipes[1], gradient_checkpointing=True)
-    torch.testing.assert_close(output.emotion_tokens, expected.emotion_tokens, rtol=0, atol=1e-4)
-    torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-3)
-    assert saved_bytes(pipes[2], gradient_checkpointing=True) < 0.6 * saved_bytes(pipes[3])
-
-
-def test_checkpointing_is_on_in_the_inner_loop_only(pipe):
-    pipe.vae.enable_gradient_checkpointing()
-    modes = set()
-    pipe.unet.register_forward_hook(
-        lambda module, _, keywords, __: modes.add(
-            (keywords["encoder_hidden_states"].shape[1] > 16, module.is_gradient_checkpointing)
-        ),
-        with_kwargs=True,
-    )
-    guide(pipe, gradient_checkpointing=True)
-    assert modes == {(False, False), (True, True)}
-    assert not pipe.unet.is_gradient_checkpointing and pipe.vae.is_gradient_checkpointing
-
-
 # ---- batches -------------------------------------------------------------------------------------------------------
 
 PROMPTS = ["a cat", "two dogs", "a red house"]

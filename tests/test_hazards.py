@@ -11,6 +11,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnP
 from tiny_models import FAMILIES, STABLE_DIFFUSION_XL, generator, guide
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pipeline_muse import FLOAT16_LOSS_SCALE
+
 
 MODULES = ["unet", "vae", "preview_vae", "clip_model", "emotion_classifier", "text_encoder"]
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.pipeline_class.__name__)
@@ -26,7 +28,9 @@ def odd() -> diffusers.DiffusionPipeline:
             weight.requires_grad_((number + index) % 3 != 0)
         for number, part in enumerate(module.modules()):
             part.training = (number + index) % 2 == 0
-    pipe.vae.enable_gradient_checkpointing()
+    pipe.preview_vae.enable_gradient_checkpointing()
+    pipe.unet.enable_gradient_checkpointing()
+    pipe.unet.up_blocks[0].gradient_checkpointing = False
     return pipe
 
 
@@ -47,11 +51,12 @@ def state_of(pipe) -> dict:
 def gradients_of(pipe, monkeypatch, **arguments) -> list[torch.Tensor]:
     """The gradients with respect to the tokens of each sample at the first evaluation of a short call, unscaled."""
     gradients: list = []
+    scale = FLOAT16_LOSS_SCALE if pipe.unet.dtype == torch.float16 else 1.0
     grad = torch.autograd.grad
 
     def record(outputs, inputs, grad_outputs):
         found = grad(outputs, inputs, grad_outputs)
-        gradients.append([(one.double() / grad_outputs.max().item()) for one in found])
+        gradients.append([one.double() / scale for one in found])
         return found
 
     with monkeypatch.context() as patch:
