@@ -681,7 +681,7 @@ def scheduler_of(pipe: DiffusionPipeline, name: str) -> Iterator[None]:
         pipe.scheduler = before
 
 
-@arguments([case for case in ONCE if case[1] == "__call__" and ARGUMENTS[case[2]].can_run])
+@arguments([case for case in ONCE if case[1] == "__call__" and case[2] in ARGUMENTS and ARGUMENTS[case[2]].can_run])
 @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_what_is_right_can_be_run(pipe, method, name, data):
