@@ -4,7 +4,8 @@
 Strength: prompts x 8 emotions at several `emotion_strength`, from the same seeds. Mixtures: pairs of emotions, from
 1:0 to 0:1. Masks: held-out drawings, edited towards each emotion everywhere, and in one half. The guide (Emo-A) and
 judges that never guide (Emo-B, Emo-C) say how probable the emotions are. Writes JSON, a plot and contact sheets.
-Pictures are kept in `--images_dir`, and not made again if they are there.
+Pictures are kept in `--images_dir`, and not made again if they are there: more of them may be asked for later, but
+other settings need another folder.
 
     python examples/storybook/blends.py
 """
@@ -55,19 +56,15 @@ def items_of_mixture(number_of_prompts: int, share: float) -> list[dict]:
     prompts = {item["prompt"]: item["seed"] for item in items_of_generation(number_of_prompts)}
     return [
         {"prompt": prompt, "seed": seed, "emotion": {first: 1 - share, second: share}}
-        for first, second in PAIRS
         for prompt, seed in prompts.items()
+        for first, second in PAIRS
     ]
 
 
-def single_emotions(images: list[Image.Image], items: Sequence[dict], number_of_prompts: int, place: int) -> list:
+def single_emotions(images: list[Image.Image], number_of_prompts: int, place: int) -> list[Image.Image]:
     """The ends of the mixtures: the pictures of each pair's first (`place` 0) or second (1) emotion alone."""
-    return [
-        image
-        for pair in PAIRS
-        for image, item in list(zip(images, items))[: number_of_prompts * len(EMOTIONS)]
-        if item["emotion"] == pair[place]
-    ]
+    columns = [EMOTIONS.index(pair[place]) for pair in PAIRS]
+    return [images[row * len(EMOTIONS) + column] for row in range(number_of_prompts) for column in columns]
 
 
 def masks(size: tuple[int, int]) -> dict[str, Image.Image | None]:
@@ -172,7 +169,7 @@ def measure_mixtures(made: dict[float, list], number_of_prompts: int) -> dict[st
     rows: dict[str, Any] = {}
     for share, images in made.items():
         for judge, table in probabilities(images).items():
-            per_pair = table.reshape(len(PAIRS), number_of_prompts, -1).mean(axis=1)
+            per_pair = table.reshape(number_of_prompts, len(PAIRS), -1).mean(axis=0)
             for (first, second), mean in zip(PAIRS, per_pair):
                 p = {"first": mean[EMOTIONS.index(first)], "second": mean[EMOTIONS.index(second)]}
                 row = {name: rounded(value) for name, value in p.items()}
@@ -249,7 +246,7 @@ def mixture_cells(made: dict[float, list], number_of_prompts: int) -> list[Cell]
     seen = {share: probabilities(images)["Emo-B"] for share, images in made.items()}
     cells = []
     for number, (first, second) in enumerate(PAIRS):
-        index = number * number_of_prompts + number % number_of_prompts
+        index = (number % number_of_prompts) * len(PAIRS) + number  # another prompt in each row
         for share, images in sorted(made.items()):
             weights = f"{100 - round(100 * share)} : {round(100 * share)}"
             cells.append(Cell(images[index], weights, p_of(seen[share][index], first, second)))
@@ -333,7 +330,7 @@ def main() -> None:
     strengths = {
         value: pictures(strength_setting(value), items, args) for value in sorted({*SHOWN_STRENGTHS, *args.strengths})
     }
-    mixtures = {place: single_emotions(strengths[1], items, args.mixed_prompts, place) for place in (0, 1)}
+    mixtures = {place: single_emotions(strengths[1], args.mixed_prompts, place) for place in (0, 1)}
     mixtures |= {
         share: pictures(Setting(f"mixture_{share:g}"), items_of_mixture(args.mixed_prompts, share), args)
         for share in SHARES
