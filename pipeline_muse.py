@@ -2064,8 +2064,10 @@ class MusePipeline(StableDiffusionPipeline):
                 inversion.
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): Where the
                 emotion acts: white there, black where the source stays, grey in between. One for all prompts, or one
-                per prompt; tensors are in [0, 1], of shape `(1, H, W)` or `(n, 1, H, W)`. Outside of it every step
-                returns to the inversion's own path, so that only the VAE's round trip separates it from the source.
+                per prompt; tensors are in [0, 1], of shape `(1, H, W)` or `(n, 1, H, W)`. Outside of it the latents
+                return to the inversion's own path at every step, and in the end to the source's; the decoder, which
+                sees the whole picture, may carry a little of the change over. The gate sees mostly the source, so it
+                may open late: see `semantic_threshold`.
             strength (`float`, defaults to 1.0): In (0, 1]: the share of the path from image to noise that an edit
                 walks back. Less keeps more of the source.
             guidance_reference (`str`, defaults to "null"): What guidance leads away from. "null": the null (or

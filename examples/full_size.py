@@ -292,9 +292,9 @@ def main() -> None:
         result = measure(pipe, args.size, args.open_steps, args.device, **options)
         report["variants"][name] = result
         print(f"{name:24} {result['seconds_per_inner_iteration']:8.3f} s {result['peak_gib']:7.2f} GiB", flush=True)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if args.output:  # each time, as the next may run out of memory
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

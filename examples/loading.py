@@ -17,13 +17,14 @@ import argparse
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
-from storybook_settings import MUSE_SETTINGS
+from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS
 from transformers import CLIPModel, PreTrainedModel
 
 
@@ -225,16 +226,19 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--emotion_token_init", choices=("random", "emotion"))
 
 
-def is_storybook(base: str) -> bool:
-    """Whether a base is the checkpoint of this repository."""
-    return Path(base).resolve() == REPOSITORY
+def storybook_settings(base: str) -> dict[str, Any]:
+    """What suits the checkpoint in this repository's root, and the XL one that it can assemble; empty for others."""
+    if Path(base).resolve() == REPOSITORY:
+        return MUSE_SETTINGS
+    index, ours = Path(base) / "model_index.json", REPOSITORY / "examples" / "storybook" / "xl" / "index.json"
+    return MUSE_XL_SETTINGS if index.is_file() and index.read_bytes() == ours.read_bytes() else {}
 
 
 def call_options(args: argparse.Namespace) -> dict:
     """Those of `CALL_OPTIONS` that were given, as arguments of the pipeline; Storybook has its own defaults."""
     given = {name: getattr(args, name, None) for name in CALL_OPTIONS}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return {**MUSE_SETTINGS, **chosen} if is_storybook(args.base) else chosen
+    return {**storybook_settings(args.base), **chosen}
 
 
 def lacks_clip(base: str, revision: str | None = None) -> bool:
@@ -302,7 +306,7 @@ def load_judge(pipe: DiffusionPipeline, args: argparse.Namespace) -> PreTrainedM
     Returns:
         `PreTrainedModel` or `None`: The judge of Storybook if that is the base; other bases have none.
     """
-    if not is_storybook(args.base):
+    if not storybook_settings(args.base):
         return None
     sys.path.append(str(REPOSITORY / "examples" / "storybook"))
     from judges import load_judge as load_storybook_judge

@@ -1,5 +1,6 @@
 import argparse
 import json
+import shutil
 
 import edit
 import generate
@@ -12,7 +13,7 @@ import torch
 from jobs import Job, batches, run_all
 from PIL import Image, ImageFont
 from sheets import Cell, contact_sheet, enlarge, save, wrap
-from storybook_settings import MUSE_SETTINGS
+from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS
 
 from pipeline_muse import EMOTION_PROMPTS, PixelSpec
 
@@ -103,6 +104,16 @@ def test_only_given_options_reach_the_pipeline():
     given |= {"gradient_checkpointing": True, "width": 64}
     assert loading.call_options(generate.parse_args([*options, "--base", "some/base"])) == given
     assert loading.call_options(generate.parse_args(options)) == {**MUSE_SETTINGS, **given}
+
+
+def test_the_checkpoints_of_storybook_have_settings_of_their_own(tmp_path):
+    assert loading.storybook_settings(str(tiny_models.REPOSITORY)) == MUSE_SETTINGS
+    (tmp_path / "xl").mkdir()
+    index = tiny_models.REPOSITORY / "examples" / "storybook" / "xl" / "index.json"
+    shutil.copy(index, tmp_path / "xl" / "model_index.json")  # as assemble_xl.py lays it out
+    assert loading.storybook_settings(str(tmp_path / "xl")) == MUSE_XL_SETTINGS
+    for base in (tmp_path, tiny_models.save_base(tmp_path / "base"), "some/base"):
+        assert loading.storybook_settings(str(base)) == {}
 
 
 def test_batches_have_one_source_and_a_size():
