@@ -8,15 +8,8 @@ import PIL.Image
 import pytest
 import tiny_models
 import torch
-from diffusers import DDIMScheduler
-from tiny_models import STABLE_DIFFUSION, guide
-
-from pipeline_muse import MusePipeline
-
-
-@pytest.fixture
-def family():
-    return STABLE_DIFFUSION
+from diffusers import DDIMScheduler, DiffusionPipeline
+from tiny_models import guide
 
 
 SIZE = 32
@@ -35,6 +28,12 @@ def edit(pipe, **arguments) -> torch.Tensor:
     return guide(pipe, **{**defaults, **arguments}).images
 
 
+@torch.no_grad()
+def encode(pipe, prompt: str, with_null: bool = False) -> tuple[torch.Tensor | None, ...]:
+    """The embeddings of a prompt, and of the null prompt, as `encode_prompt` returns them."""
+    return pipe.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=with_null)
+
+
 def source_latents(pipe, image: PIL.Image.Image) -> torch.Tensor:
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
@@ -42,12 +41,11 @@ def source_latents(pipe, image: PIL.Image.Image) -> torch.Tensor:
 
 
 @pytest.fixture
-def smooth() -> MusePipeline:
+def smooth(pipe) -> DiffusionPipeline:
     """
     A random network is anything but smooth, and DDIM inversion needs neighbouring steps to predict similar noise:
     noise that hardly depends on the latents makes the path one that can be walked both ways.
     """
-    pipe = tiny_models.muse_pipeline()
     pipe.unet.conv_out.weight.data.mul_(0.002)
     pipe.unet.conv_out.bias.data = torch.tensor([1.0, -0.5, 0.3, -1.2])
     return pipe
@@ -89,19 +87,17 @@ def test_inversion_goes_all_the_way_to_noise(smooth):
 def test_inversion_follows_the_caption_at_guidance_one(pipe, count_calls):
     calls = count_calls(pipe.unet)
     pipe.invert(picture(), "a cat", num_inference_steps=3)
-    with torch.no_grad():
-        prompt, _ = pipe.encode_prompt("a cat", "cpu", 1, False)
+    prompt = encode(pipe, "a cat")[0]
     assert len(calls) == 3
     for (_, keywords), _ in calls.calls:
         assert torch.equal(keywords["encoder_hidden_states"], prompt)
 
 
-def test_inversion_needs_no_caption(pipe):
+def test_inversion_needs_no_caption(pipe, family):
     latents = pipe.invert(picture(), num_inference_steps=2)
     assert torch.equal(latents, pipe.invert(picture(), "", num_inference_steps=2))
-    with torch.no_grad():
-        embeds, _ = pipe.encode_prompt("", "cpu", 1, False)
-    assert torch.equal(latents, pipe.invert(picture(), prompt_embeds=embeds, num_inference_steps=2))
+    embeds = {name: value for name, value in zip(family.encoded, encode(pipe, "")) if value is not None}
+    assert torch.equal(latents, pipe.invert(picture(), **embeds, num_inference_steps=2))
 
 
 @pytest.mark.parametrize("strength, steps", [(1.0, 4), (0.5, 2), (0.25, 1), (0.6, 2)])
@@ -252,8 +248,7 @@ def test_guidance_leads_away_from_the_reference(pipe, count_calls, reference):
     settings = {"guidance_reference": reference, "guidance_scale": 3.0, "max_inner_steps": 0}
     edit(pipe, emotion="awe", latents=latents, callback_on_step_end=callback, **settings)
     ((_, first), (base,)), ((_, second), (cond,)) = calls.calls[:2]
-    with torch.no_grad():
-        prompt, null = pipe.encode_prompt("a cat", "cpu", 1, True)
+    prompt, null = encode(pipe, "a cat", with_null=True)[:2]
     if reference == "null":  # the gate was still closed when it was asked, so the prompt came along
         base, _ = base.chunk(2)
     assert torch.equal(first["encoder_hidden_states"][:1], prompt if reference == "source" else null)
@@ -355,8 +350,8 @@ def test_one_source_serves_all_prompts_or_each_has_its_own(pipe):
     torch.testing.assert_close(shared[1], edit(pipe, image=first, prompt="two dogs")[0], rtol=0, atol=1e-4)
 
 
-def test_reconstruction_needs_neither_classifier_nor_clip():
-    pipe = tiny_models.muse_pipeline(emotion_classifier=None, clip_model=None)
+def test_reconstruction_needs_neither_classifier_nor_clip(family):
+    pipe = tiny_models.muse_pipeline(family, emotion_classifier=None, clip_model=None)
     output = guide(pipe, emotion=None, image=picture(), semantic_threshold=None)
     assert output.images.isfinite().all()
     assert output.emotion_tokens is output.trace is None
