@@ -22,7 +22,6 @@ inner iteration (UNet, decoder and classifier, forth and back) takes. Pictures o
 import argparse
 import gc
 import json
-import platform
 import string
 import sys
 import threading
@@ -39,7 +38,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from loading import DTYPES, REPOSITORY, default_device, positive_int
+from loading import DTYPES, REPOSITORY, default_device, positive_int, processor
 from tqdm.auto import tqdm
 from transformers import (
     CLIPConfig,
@@ -254,7 +253,7 @@ def hardware(device: str) -> str:
     """The device by name, and how many threads a CPU uses."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

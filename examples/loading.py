@@ -15,6 +15,7 @@
 
 import argparse
 import math
+import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,13 @@ CALL_OPTIONS = (
     "max_inner_batch",
     "gradient_checkpointing",
 )
+
+
+def processor() -> str:
+    """The CPU's name, as far as the system tells."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} CPU" if names else f"{platform.machine()} CPU"
 
 
 def default_device() -> str:

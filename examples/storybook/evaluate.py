@@ -15,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import random
 import sys
 import tempfile
@@ -40,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A clone works without being installed.
 sys.path[:0] = [str(ROOT), str(ROOT / "emotion_classifier"), str(ROOT / "examples")]
 
+from loading import processor  # noqa: E402
 from modeling_simemo import SimEmoForImageClassification  # noqa: E402
 from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS  # noqa: E402
 
@@ -403,13 +403,6 @@ def main() -> None:
     results.with_suffix(".md").write_text(text)
     plot(rows["generation"], rows["editing"], thresholds, results.with_suffix(".png"))
     print(text)
-
-
-def processor() -> str:
-    """The CPU's name, as far as the system tells."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} CPU" if names else f"{platform.machine()} CPU"
 
 
 if __name__ == "__main__":
