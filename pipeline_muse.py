@@ -1747,10 +1747,10 @@ class MusePipeline(StableDiffusionPipeline):
                 "`negative_prompt` has to be a string beside one prompt and a list beside a list, but is"
                 f" {negative_prompt!r}."
             )
-        most = self.tokenizer.model_max_length
-        has_null = given.get("negative_prompt_embeds") is not None or not self._leads_from_null(given)
-        if embeds is not None and embeds.shape[1] > most and not has_null:
-            raise ValueError(f"`prompt_embeds` of more than {most} tokens need `negative_prompt_embeds`.")
+        if embeds is None or given.get("negative_prompt_embeds") is not None or not self._leads_from_null(given):
+            return
+        if self.tokenizer is None or embeds.shape[1] > self.tokenizer.model_max_length:
+            raise ValueError("`negative_prompt_embeds` have to be given: no tokenizer makes a null prompt so long.")
 
     @staticmethod
     def _leads_from_null(given: Mapping[str, Any]) -> bool:
