@@ -1750,7 +1750,9 @@ class MusePipeline(StableDiffusionPipeline):
         if embeds is None or given.get("negative_prompt_embeds") is not None or not self._leads_from_null(given):
             return
         if self.tokenizer is None or embeds.shape[1] > self.tokenizer.model_max_length:
-            raise ValueError("`prompt_embeds` need `negative_prompt_embeds`: no tokenizer makes a null prompt so long.")
+            raise ValueError(
+                "`prompt_embeds` need `negative_prompt_embeds`: no tokenizer makes a null prompt so long."
+            )
 
     @staticmethod
     def _leads_from_null(given: Mapping[str, Any]) -> bool:
