@@ -22,14 +22,9 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib
 from sheets import FAINT, INK, PAPER
 
 from pipeline_muse import MIKELS_WHEEL, wheel_distance
-
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 
 def ecc_emc(answers: Iterable[tuple[str, str]]) -> tuple[float, float]:
@@ -57,6 +52,11 @@ def ecc_emc(answers: Iterable[tuple[str, str]]) -> tuple[float, float]:
 
 def draw(path: Path) -> Path:
     """Draws the wheel, and the places of its emotions by valence and arousal; returns the path."""
+    import matplotlib  # here, as the measures above do without
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
     figure = plt.figure(figsize=(10, 4.6), facecolor=PAPER, layout="constrained")
     wheel, plane = figure.add_subplot(121, projection="polar"), figure.add_subplot(122, facecolor=PAPER)
     sector = 2 * math.pi / len(MIKELS_WHEEL)

@@ -42,6 +42,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import tqdm
+from emotion_wheel import ecc_emc
 from loading import (
     DTYPES,
     REPOSITORY,
@@ -54,7 +55,7 @@ from PIL import Image
 from sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from pipeline_muse import PIXEL_SETTINGS, PixelSpec, chunks, to_rgb
+from pipeline_muse import MIKELS_WHEEL, PIXEL_SETTINGS, PixelSpec, chunks, to_rgb
 
 
 sys.path.append(str(REPOSITORY / "emotion_classifier"))  # SimEmo loads without trust in anybody's code
@@ -344,10 +345,14 @@ def summarize(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
         `dict[str, Any]`: How many pictures were scored ("pictures") and were not ("unreadable"); the "mean_confidence"
         of the answers; of how many pictures the intention is known ("intended"), and the share of these that evoke it
         ("accuracy"); and "emotions", label by label: "pictures" and "mean_confidence" of those that evoke it,
-        "intended" and "recall" of those that should. Shares of nothing are `None`.
+        "intended" and "recall" of those that should. Shares of nothing are `None`. On Mikels' wheel also "ecc" and
+        "emc": how near to what was intended the answers, and the mistakes alone, are ([`ecc_emc`]).
     """
     scored = [row for row in rows if "error" not in row]
-    hits = [row["emotion"] == row["intended"] for row in scored if row["intended"] is not None]
+    pairs = [(row["intended"], row["emotion"]) for row in scored if row["intended"] is not None]
+    hits = [intended == emotion for intended, emotion in pairs]
+    on_wheel = bool(pairs) and all(label in MIKELS_WHEEL for pair in pairs for label in pair)
+    ecc, emc = ecc_emc(pairs) if on_wheel else (None, None)
     emotions = {}
     for label in labels:
         evoking = [row["probability"] for row in scored if row["emotion"] == label]
@@ -364,6 +369,8 @@ def summarize(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
         "mean_confidence": mean([row["probability"] for row in scored]),
         "intended": len(hits),
         "accuracy": mean(hits),
+        "ecc": ecc,
+        "emc": None if all(hits) else emc,
         "emotions": emotions,
     }
 

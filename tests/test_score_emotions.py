@@ -13,7 +13,7 @@ from modeling_simemo import SimEmoForImageClassification
 from PIL import Image, ImageColor
 from sheets import EMOTION_COLORS, PAPER
 
-from pipeline_muse import PixelSpec
+from pipeline_muse import PixelSpec, wheel_distance
 
 
 LABELS = list(tiny_models.emotion_classifier().config.id2label.values())
@@ -298,6 +298,11 @@ def test_summary_counts_confidence_accuracy_and_recall():
     assert summary["emotions"]["awe"] == {"pictures": 2, "mean_confidence": 0.8, "intended": 1, "recall": 1.0}
     assert summary["emotions"]["fear"] == {"pictures": 2, "mean_confidence": 0.4, "intended": 2, "recall": 0.5}
     assert summary["emotions"]["anger"] == {"pictures": 0, "mean_confidence": None, "intended": 0, "recall": None}
+    steps = wheel_distance("fear", "awe", polarity_aware=True)
+    assert steps > wheel_distance("fear", "awe") > 0
+    assert (summary["ecc"], summary["emc"]) == (pytest.approx((2 + 1 / (1 + steps)) / 3), pytest.approx(1 / steps))
+    for others in ([], [{"emotion": "cozy", "probability": 0.5, "intended": "awe"}]):
+        assert score_emotions.summarize(others, ["awe", "cozy"])["ecc"] is None, "nothing known, or off the wheel"
     text = score_emotions.summary_text(summary).splitlines()
     assert text[2].split() == ["fear", "2", "40.0%", "2", "50.0%"]
     assert text[-1].split() == ["all", "4", "60.0%", "3", "66.7%"]
