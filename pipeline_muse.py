@@ -1495,11 +1495,11 @@ class MusePipeline(StableDiffusionPipeline):
             state.traces[b].loss.append([])
             state.traces[b].probabilities.append([])
 
+        evaluate = partial(self._inner_step, state, loop, predict, preview, noise_reference, settings)
         recomputed = (self.unet, self._preview_decoder) if settings.gradient_checkpointing else ()
         with checkpointed(*recomputed):
             for k in range(inner_steps + 1):
                 parts = chunks(active, settings.max_inner_batch)
-                evaluate = partial(self._inner_step, state, loop, predict, preview, noise_reference, settings)
                 active = [b for part in parts for b in evaluate(part, descend=k < inner_steps)]
 
         state.tokens = state.tokens.clone()  # callbacks may have kept the old ones
@@ -1813,7 +1813,7 @@ class MusePipeline(StableDiffusionPipeline):
     def _check_samples(self, given: Mapping[str, Any], num_prompts: int) -> None:
         """Raises unless what is given per prompt or per image is there for each of them."""
         generator, width = given["generator"], self.unet.config.cross_attention_dim
-        for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
+        for name in ("negative_prompt", "negative_prompt_2"):
             if isinstance(given.get(name), list) and len(given[name]) != num_prompts:
                 raise ValueError(f"`{name}` has {len(given[name])} entries for {num_prompts} prompts.")
         if given["negative_prompt_embeds"] is not None:
