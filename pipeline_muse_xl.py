@@ -126,6 +126,8 @@ NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_emb
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Copied from pipeline_muse.PREDICTION_TYPES
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+# Copied from pipeline_muse.EMOTION_OPTIMIZERS
+EMOTION_OPTIMIZERS = ("adam", "normalized")
 # Copied from pipeline_muse.MAX_WEIGHT
 MAX_WEIGHT = 1e6  # learning rates, weights and scales beyond it are mistakes
 
@@ -662,10 +664,10 @@ class Iterate:
 # Copied from pipeline_muse.InnerLoop
 @dataclass
 class InnerLoop:
-    """The optimisation of one denoising step, by sample: the tokens as Adam moves them, and the best so far."""
+    """The optimisation of one denoising step, by sample: the tokens as they move, and the best so far."""
 
     tokens: dict[int, torch.Tensor]  # each (n, D), float32
-    adam: torch.optim.Adam
+    optimizer: torch.optim.Optimizer
     best: dict[int, Iterate] = field(default_factory=dict)
 
 
@@ -734,6 +736,10 @@ class GuidanceSettings:
     guided_preview: bool
     carry_emotion_tokens: bool
     emotion_strength: float
+    update_interval: int
+    emotion_optimizer: str
+    keep_best: bool
+    preview_scale: float
     max_inner_batch: int | None
     gradient_checkpointing: bool
 
@@ -741,6 +747,11 @@ class GuidanceSettings:
         check_range("emotion_strength", self.emotion_strength, 0, 1)
         if self.emotion_strength == 0:
             raise ValueError("`emotion_strength` has to lie in (0, 1], but is 0; use `emotion=None` for no emotion.")
+        check_range("update_interval", self.update_interval, 1, integer=True)
+        check_choice("emotion_optimizer", self.emotion_optimizer, EMOTION_OPTIMIZERS)
+        check_range("preview_scale", self.preview_scale, 0, 1)
+        if self.preview_scale == 0:
+            raise ValueError("`preview_scale` has to lie in (0, 1], but is 0; 0.5 halves both sides of a preview.")
         if self.max_inner_batch is not None:
             check_range("max_inner_batch", self.max_inner_batch, 1, integer=True)
         check_range("semantic_threshold", self.semantic_threshold, 0)
@@ -753,12 +764,17 @@ class GuidanceSettings:
                 check_range(name, getattr(self, name), 0, MAX_WEIGHT)
         for name in ("emotion_learning_rate", "inherent_weight", "similar_weight"):
             check_range(name, getattr(self, name), 0, MAX_WEIGHT)
-        for name in ("guided_preview", "carry_emotion_tokens", "gradient_checkpointing"):
+        for name in ("guided_preview", "carry_emotion_tokens", "keep_best", "gradient_checkpointing"):
             check_flag(name, getattr(self, name))
 
     def learning_rate(self, step: int) -> float:
         """`lr * (1 - i / 100)` for the 0-based index i of the denoising step; zero from the 101st step on."""
         return self.emotion_learning_rate * max(0.0, 1 - step / 100)
+
+    def optimizer(self, tokens: Iterable[torch.Tensor], step: int) -> torch.optim.Optimizer:
+        """A fresh one for each denoising step; for normalised steps the gradients come normalised."""
+        kind = torch.optim.Adam if self.emotion_optimizer == "adam" else torch.optim.SGD
+        return kind(tokens, lr=self.learning_rate(step))
 
 
 # Copied from pipeline_muse.Request
@@ -788,9 +804,11 @@ class MuseTrace:
         gate_step (`int`, *optional*): Index of the denoising step at which guidance started; `None`: it never did.
         similarity (`list[float]`): 100 * cos of preview and prompt (in CLIP's own scale) at each step up to that one.
         inherent_emotion (`str`, *optional*): What the preview evoked before the gate opened.
-        loss (`list[list[float]]`): Per guided step, the loss of each iterate of the tokens, the start included.
-        probabilities (`list[list[list[float]]]`): Per guided step and iterate, the probability of each label.
-        kept (`list[int]`): Per guided step, the iterate with the least loss, whose noise was used.
+        loss (`list[list[float]]`): Per guided step whose tokens were optimised (every `update_interval`-th), the loss
+            of each iterate of the tokens that was evaluated, the start included.
+        probabilities (`list[list[list[float]]]`): Per such step and iterate, the probability of each label.
+        kept (`list[int]`): Per such step, the iterate with the least loss, whose noise was used.
+        inner_steps (`int`): Optimisation steps spent in total.
     """
 
     labels: list[str]
@@ -801,11 +819,7 @@ class MuseTrace:
     loss: list[list[float]] = field(default_factory=list)
     probabilities: list[list[list[float]]] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
-
-    @property
-    def inner_steps(self) -> int:
-        """Adam steps spent in total."""
-        return sum(len(losses) - 1 for losses in self.loss)
+    inner_steps: int = 0
 
     @property
     def target_probability(self) -> float | None:
@@ -854,6 +868,12 @@ class GuidanceState:
         self.inherent[sample] = 0.0
         if self.target[sample, label] == 0:  # else target and inherent terms would cancel
             self.inherent[sample, label] = 1.0
+
+    def mean_of_labels(self, table: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Per sample, its labels' entries of `table` weighted as in its target; zeros without an emotion."""
+        zeros = torch.zeros_like(next(iter(table.values())))
+        means = [sum((w * table[label] for label, w in trace.emotion.items()), zeros) for trace in self.traces]
+        return torch.stack(means)
 
     def bounded(self, sample: int, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens of shape `(n, D)`, each within the sample's norm limit."""
@@ -1185,17 +1205,23 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         return dict.fromkeys(names, 1 / len(names)) if names else {}
 
     # Copied from pipeline_muse.MusePipeline._check_tokens
-    def _check_tokens(self, given: Mapping[str, Any], num_prompts: int) -> None:
+    def _check_tokens(self, given: Mapping[str, Any], targets: Sequence[Mapping[str, float]]) -> None:
         """Raises unless the start of the tokens is defined for every image."""
         check_range("num_images_per_prompt", given["num_images_per_prompt"], 1, integer=True)
-        batch_size = num_prompts * given["num_images_per_prompt"]
+        batch_size = len(targets) * given["num_images_per_prompt"]
         emotion_token_init, emotion_tokens = given["emotion_token_init"], given["emotion_tokens"]
         num_emotion_tokens = given["num_emotion_tokens"]
         check_choice("emotion_token_init", emotion_token_init, ("random", "emotion"))
         if num_emotion_tokens is not None:
             check_range("num_emotion_tokens", num_emotion_tokens, 1, integer=True)
-        if emotion_tokens is not None:
-            shape: list[int | None] = [num_emotion_tokens, self.unet.config.cross_attention_dim]
+        shape: list[int | None] = [num_emotion_tokens, self.unet.config.cross_attention_dim]
+        if isinstance(emotion_tokens, Mapping):
+            for label in sorted({label for target in targets for label in target}):
+                if label not in emotion_tokens:
+                    raise ValueError(f"`emotion_tokens` has no tokens of {label!r}, only of {list(emotion_tokens)}.")
+                check_tensor("emotion_tokens", emotion_tokens[label], *shape)
+                shape = list(emotion_tokens[label].shape)  # all alike
+        elif emotion_tokens is not None:
             sizes = getattr(emotion_tokens, "shape", ())
             rows = [] if len(sizes) == 2 else [1 if sizes[:1] == (1,) else batch_size]
             check_tensor("emotion_tokens", emotion_tokens, *rows, *shape)
@@ -1467,6 +1493,9 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         given, emotion_tokens = request.given, request.given["emotion_tokens"]
         batch_size = conditioning.batch_size
         prompt_embeds = conditioning.prompt_embeds[-batch_size:].float()
+        labels = {label for trace in state.traces for label in trace.emotion}
+        if isinstance(emotion_tokens, Mapping):
+            emotion_tokens = state.mean_of_labels({label: emotion_tokens[label].float() for label in labels})
         if emotion_tokens is not None:
             tokens = emotion_tokens.to(prompt_embeds.device, torch.float32).expand(batch_size, -1, -1)
         else:
@@ -1474,9 +1503,8 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
             noise = randn_tensor(shape, generator=fork_generator(given["generator"]), device=prompt_embeds.device)
             tokens = prompt_embeds.std(dim=(1, 2), keepdim=True) * noise
         if emotion_tokens is None and given["emotion_token_init"] == "emotion":
-            words = {label: self._emotion_word_state(label) for trace in state.traces for label in trace.emotion}
-            words = torch.stack([words.get(label, tokens.new_zeros(shape[-1])) for label in state.traces[0].labels])
-            tokens = (state.target @ words)[:, None] + START_JITTER * tokens
+            words = state.mean_of_labels({label: self._emotion_word_state(label) for label in labels})
+            tokens = words[:, None] + START_JITTER * tokens
         state.start_tokens = tokens.contiguous()
         state.tokens = state.start_tokens.clone()
         if request.settings.max_token_norm is not None:
@@ -1489,15 +1517,19 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         timestep: torch.Tensor,
         scheduler: Any,
         region: SourceRegion | None,
+        scale: float,
         samples: list[int],
         noise_pred: torch.Tensor,
     ) -> torch.Tensor:
-        """The decoded one-step x0 of `samples`, whose noise `noise_pred` is; pixels in about [-1, 1]."""
+        """The decoded one-step x0 of `samples`, whose noise `noise_pred` is, at `scale`; pixels in about [-1, 1]."""
         alpha_cumprod = signal_level(scheduler, timestep)
         prediction_type = scheduler.config.get("prediction_type", "epsilon")
         latents = predict_x0(model_input[samples], noise_pred, alpha_cumprod, prediction_type)
         if region is not None:
             latents = region.restore(latents, 0, samples)
+        if scale < 1:
+            sides = [max(1, round(scale * side)) for side in latents.shape[-2:]]
+            latents = F.interpolate(latents, sides, mode="area")
         return self._decode_preview(latents)
 
     # ---- one denoising step --------------------------------------------------------------------------------------
@@ -1557,6 +1589,19 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
             reference = noise_null[alone] if null else None
             noise_pred[alone] = guide_noise(reference, noise_cond, self.guidance_scale, self.guidance_rescale)
         return noise_reference, noise_pred
+
+    # Copied from pipeline_muse.MusePipeline._predict_guided
+    def _predict_guided(
+        self,
+        predict: Callable[..., torch.Tensor],
+        noise_reference: torch.Tensor | None,
+        samples: list[int],
+        tokens: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The noise of `samples` with their `tokens`, shape `(len(samples), n, D)`: conditional, and guided."""
+        noise_cond = predict([], samples, tokens)
+        reference = None if noise_reference is None else noise_reference[samples]
+        return noise_cond, guide_noise(reference, noise_cond, self.guidance_scale, self.guidance_rescale)
 
     # Copied from pipeline_muse.MusePipeline._classify
     def _classify(self, image: torch.Tensor) -> torch.Tensor:
@@ -1622,17 +1667,16 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         HOW (Eq. 7, 8): a fresh Adam moves the open samples' tokens down the loss of their one-step previews.
 
         Each sample is its own parameter, so Adam leaves one alone that is done (no gradient, no momentum). The loss is
-        summed, never averaged: a sample's gradient does not depend on its batch. After the last Adam step the tokens
-        are evaluated once more, so the noise of whichever iterate is best is already at hand.
+        summed, never averaged: a sample's gradient does not depend on its batch. With `keep_best` the tokens are
+        evaluated once more after the last Adam step, so the noise of whichever iterate is best is already at hand.
 
         Returns:
             `torch.Tensor` of shape `(len(state.opened), channels, h, w)`: The noise of each sample's best iterate.
         """
-        learning_rate = settings.learning_rate(step)
-        inner_steps = settings.max_inner_steps if learning_rate > 0 else 0
+        inner_steps = settings.max_inner_steps if settings.learning_rate(step) > 0 else 0
         start = state.tokens if settings.carry_emotion_tokens else state.start_tokens
         tokens = {b: state.bounded(b, start[b]).clone().requires_grad_() for b in state.opened}
-        loop = InnerLoop(tokens, torch.optim.Adam(tokens.values(), lr=learning_rate))
+        loop = InnerLoop(tokens, settings.optimizer(tokens.values(), step))
         active = state.opened
         for b in active:
             state.traces[b].loss.append([])
@@ -1641,13 +1685,13 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         evaluate = partial(self._inner_step, state, loop, predict, preview, noise_reference, settings)
         recomputed = (self.unet, self._preview_decoder) if settings.gradient_checkpointing else ()
         with checkpointed(*recomputed):
-            for k in range(inner_steps + 1):
+            for k in range(max(1, inner_steps + settings.keep_best)):
                 parts = chunks(active, settings.max_inner_batch)
                 active = [b for part in parts for b in evaluate(part, descend=k < inner_steps)]
 
         state.tokens = state.tokens.clone()  # callbacks may have kept the old ones
         for b, iterate in loop.best.items():
-            state.tokens[b] = iterate.tokens
+            state.tokens[b] = iterate.tokens if settings.keep_best else loop.tokens[b].detach()
             state.traces[b].kept.append(iterate.index)
         return torch.stack([loop.best[b].noise_pred for b in state.opened])
 
@@ -1665,9 +1709,8 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
     ) -> list[int]:
         """Evaluates the tokens of the samples `active` and, if told to, moves them; returns those that moved."""
         with torch.set_grad_enabled(descend):
-            noise_cond = predict([], active, torch.stack([loop.tokens[b] for b in active]))
-            reference = None if noise_reference is None else noise_reference[active]
-            noise_pred = guide_noise(reference, noise_cond, self.guidance_scale, self.guidance_rescale)
+            tokens = torch.stack([loop.tokens[b] for b in active])
+            noise_cond, noise_pred = self._predict_guided(predict, noise_reference, active, tokens)
             logits = state.classify(preview(active, noise_pred if settings.guided_preview else noise_cond))
             loss = muse_loss(
                 logits,
@@ -1680,7 +1723,7 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         going = self._record_iterates(state, loop, active, loss, logits, noise_pred, settings)
         if not (going and descend):
             return []
-        return self._descend(state, loop, loss, [b in going for b in active], going)
+        return self._descend(state, loop, loss, [b in going for b in active], going, settings)
 
     # Copied from pipeline_muse.MusePipeline._record_iterates
     def _record_iterates(
@@ -1719,21 +1762,31 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
 
     # Copied from pipeline_muse.MusePipeline._descend
     def _descend(
-        self, state: GuidanceState, loop: InnerLoop, loss: torch.Tensor, rows: list[bool], going: list[int]
+        self,
+        state: GuidanceState,
+        loop: InnerLoop,
+        loss: torch.Tensor,
+        rows: list[bool],
+        going: list[int],
+        settings: GuidanceSettings,
     ) -> list[int]:
-        """One Adam step on the tokens of the samples `going`, the `rows` of `loss`; returns those that moved."""
+        """One step of the tokens of the samples `going`, the `rows` of `loss`; returns those that moved."""
         scale = FLOAT16_LOSS_SCALE if self.unet.dtype == torch.float16 else 1.0
         # Weighting by `rows` and not averaging is the sum over them
         gradients = torch.autograd.grad(loss, [loop.tokens[b] for b in going], loss.new_tensor(rows) * scale)
-        loop.adam.zero_grad(set_to_none=True)
+        loop.optimizer.zero_grad(set_to_none=True)
         moved = []
         for b, gradient in zip(going, gradients):
             if torch.isfinite(gradient).all():
-                loop.tokens[b].grad = gradient / scale
+                gradient = gradient / scale
+                if settings.emotion_optimizer == "normalized":  # so that the mean square of its entries is one
+                    gradient = F.normalize(gradient, dim=(0, 1)) * gradient.numel() ** 0.5
+                loop.tokens[b].grad = gradient
+                state.traces[b].inner_steps += 1
                 moved.append(b)
             else:
                 logger.warning(f"Sample {b}: the gradient is not finite; the tokens stay at their last finite value.")
-        loop.adam.step()
+        loop.optimizer.step()
         for b in moved:
             loop.tokens[b].data = state.bounded(b, loop.tokens[b].data)
         return moved
@@ -1854,7 +1907,7 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
             semantic_prompts=self._resolve_semantic_prompts(given["semantic_prompt"], prompt, num_prompts, settings),
             leads_from_source=self._resolve_reference(given),
         )
-        self._check_tokens(given, num_prompts)
+        self._check_tokens(given, targets)
         if given["mask_image"] is not None:
             given["mask_image"] = self._check_image(given["mask_image"], num_prompts, "mask_image", channels=1)
         given["image"], given["height"], given["width"] = self._resolve_image(given, num_prompts)
@@ -2106,7 +2159,8 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
                     continue
                 model_input = scheduler.scale_model_input(latents, t)
                 predict = partial(self._predict_noise, model_input, t, conditioning)
-                preview = partial(self._preview, model_input, t, scheduler, region)
+                preview = partial(self._preview, model_input, t, scheduler, region, settings.preview_scale)
+                looks = i % settings.update_interval == 0
 
                 # The prompt alone, for whatever is not guided, or not to the full
                 alone = state.closed if settings.emotion_strength == 1 else everyone
@@ -2114,10 +2168,14 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
                     predict, conditioning, alone, request.leads_from_source, model_input
                 )
                 # WHEN
-                self._open_gates(state, i, preview, noise_pred, settings)
+                if looks:
+                    self._open_gates(state, i, preview, noise_pred, settings)
                 # HOW and WHICH
                 if opened := state.opened:
-                    guided = self._optimize_tokens(state, i, predict, preview, noise_reference, settings)
+                    if looks:
+                        guided = self._optimize_tokens(state, i, predict, preview, noise_reference, settings)
+                    else:
+                        guided = self._predict_guided(predict, noise_reference, opened, state.tokens[opened])[1]
                     noise_pred[opened] = torch.lerp(noise_pred[opened], guided, settings.emotion_strength)
                 latents = scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
                 if region is not None:
@@ -2224,6 +2282,10 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         max_token_norm: float | None = None,
         guided_preview: bool = True,
         carry_emotion_tokens: bool = True,
+        update_interval: int = 1,
+        emotion_optimizer: str = "adam",
+        keep_best: bool = True,
+        preview_scale: float = 1.0,
         max_inner_batch: int | None = None,
         gradient_checkpointing: bool = False,
         **kwargs: Any,
@@ -2266,8 +2328,9 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
                 `eps = eps(P) + w (eps(P, S) - eps(P))`, which retraces the inversion until the gate opens, and then
                 scales the emotion alone.
             num_emotion_tokens (`int`, defaults to 4): How many tokens S are appended to the prompt.
-            emotion_tokens (`torch.Tensor` of shape `(n, D)` or `(B, n, D)`, *optional*): Tokens to start from, such as
-                those that an earlier call returned.
+            emotion_tokens (`torch.Tensor` of shape `(n, D)` or `(B, n, D)`, or `dict[str, torch.Tensor]`, *optional*):
+                Tokens to start from, such as those that an earlier call returned; or for each label tokens of shape
+                `(n, D)`, an emotion library as `safetensors.torch.load_file` reads it. Mixtures start from the mean.
             emotion_token_init (`str`, defaults to "random"): Where S starts otherwise. "random": noise with the
                 standard deviation of the prompt embedding, as in the paper; "emotion": the hidden state of the
                 emotion's word plus a tenth of that noise. The noise is drawn from a copy of each sample's generator.
@@ -2295,6 +2358,17 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
                 or from the conditional one alone.
             carry_emotion_tokens (`bool`, defaults to `True`): Whether S goes on from one denoising step to the next or
                 starts anew.
+            update_interval (`int`, defaults to 1): Gate and inner loop work at every so many denoising steps, starting
+                with the first; at those in between open samples take their tokens as they are, for the price of a
+                plain step.
+            emotion_optimizer (`str`, defaults to "adam"): "adam"; or "normalized": plain gradient steps, each of which
+                moves the tokens' entries by `emotion_learning_rate` in the root mean square, whatever the gradient's
+                size (as DATE's, https://huggingface.co/papers/2510.23974).
+            keep_best (`bool`, defaults to `True`): Whether the tokens are evaluated once more after the last inner
+                step, and the best that were seen are kept. `False` spares this: the tokens go on as the last inner
+                step left them, and the denoising step is taken with the best noise before it.
+            preview_scale (`float`, defaults to 1.0): In (0, 1]: the size at which previews are decoded for gate and
+                classifier; 0.5 halves both sides.
             max_inner_batch (`int`, *optional*): At most so many samples share a pass of the inner loop, which bounds
                 its memory; all of them by default.
             gradient_checkpointing (`bool`, defaults to `False`): Whether the UNet and the preview's decoder recompute

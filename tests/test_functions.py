@@ -4,6 +4,7 @@ import copy
 import inspect
 import itertools
 import math
+from dataclasses import fields
 from functools import partial
 
 import diffusers
@@ -21,6 +22,7 @@ from pipeline_muse import (
     MIKELS_WHEEL,
     POSITIVE_EMOTIONS,
     GuidanceSettings,
+    MusePipeline,
     PixelSpec,
     array_to_rgb,
     clip_similarity,
@@ -511,11 +513,8 @@ def test_frozen_restores_every_flag():
 
 
 def test_learning_rate_falls_with_the_step_index():
-    names = inspect.signature(GuidanceSettings).parameters
-    valid = dict.fromkeys(names, 1) | dict.fromkeys(
-        ["guided_preview", "carry_emotion_tokens", "gradient_checkpointing"], True
-    )
-    settings = GuidanceSettings(**valid | {"emotion_learning_rate": 0})
-    object.__setattr__(settings, "emotion_learning_rate", 0.02)
+    defaults = inspect.signature(MusePipeline.__call__).parameters
+    valid = {part.name: defaults[part.name].default for part in fields(GuidanceSettings)}
+    settings = GuidanceSettings(**valid | {"semantic_threshold": 0.0, "emotion_learning_rate": 0.02})
     rates = [settings.learning_rate(step) for step in (0, 1, 50, 99, 100, 101, 999)]
     assert rates == pytest.approx([0.02, 0.0198, 0.01, 0.0002, 0, 0, 0])

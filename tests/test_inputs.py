@@ -262,6 +262,15 @@ def bad_emotions(pipe: DiffusionPipeline) -> dict[str, list[dict[str, Any]]]:
             {"emotion_tokens": torch.zeros(4, d), "num_emotion_tokens": 5},
             {"emotion_tokens": torch.zeros(4, d), "emotion": None},
             {"emotion_tokens": torch.zeros(4, d), "emotion": None, "image": IMAGE},
+            *each(
+                "emotion_tokens", {}, {"fear": tokens[-1]}, *({"awe": bad} for bad in (*tokens, torch.zeros(1, 4, d)))
+            ),
+            {"emotion_tokens": {"awe": torch.zeros(4, d)}, "num_emotion_tokens": 5},
+            {"emotion_tokens": {"awe": torch.zeros(4, d)}, "emotion": {"awe": 0.5, "fear": 0.5}},
+            {
+                "emotion_tokens": {"awe": torch.zeros(4, d), "fear": torch.zeros(3, d)},
+                "emotion": {"awe": 0.5, "fear": 0.5},
+            },
         ],
         "num_emotion_tokens": each("num_emotion_tokens", 0, -1, 1.5, "4", True),
         "emotion_token_init": each("emotion_token_init", "zero", None, 1, ["random"]),
@@ -275,6 +284,9 @@ def bad_emotions(pipe: DiffusionPipeline) -> dict[str, list[dict[str, Any]]]:
         ],
         "max_inner_steps": each("max_inner_steps", -1, 1.5, "10", None, True),
         "max_inner_batch": each("max_inner_batch", 0, -1, 1.5, "4", True),
+        "update_interval": each("update_interval", 0, -1, 1.5, "4", None, True),
+        "emotion_optimizer": each("emotion_optimizer", "sgd", None, 1, ["adam"], torch.optim.Adam),
+        "preview_scale": each("preview_scale", 0, -0.5, 1.1, math.nan, "half", None, True),
         "loss_threshold": each("loss_threshold", math.nan, "low", None),
         "stop_probability": each("stop_probability", -0.1, 1.1, math.nan, "high"),
         "semantic_threshold": each("semantic_threshold", -1, math.nan, "high", True),
@@ -283,7 +295,7 @@ def bad_emotions(pipe: DiffusionPipeline) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-FLAGS = ["guided_preview", "carry_emotion_tokens", "gradient_checkpointing"]
+FLAGS = ["guided_preview", "carry_emotion_tokens", "keep_best", "gradient_checkpointing"]
 WEIGHTS = ["emotion_learning_rate", "inherent_weight", "similar_weight", "max_token_norm", "similarity_scale"]
 
 
@@ -497,6 +509,11 @@ def none_but(near: st.SearchStrategy) -> Argument:
     return Argument(lambda pipe: near, lambda pipe, value: value is None, can_run=False)
 
 
+def one_or_library(near: st.SearchStrategy) -> st.SearchStrategy:
+    """A value, or a table that may have one for "awe", the emotion of `guide`."""
+    return near | st.dictionaries(st.sampled_from(["awe", "fear"]), near, max_size=2)
+
+
 def rows(value: Any) -> int:
     return value.shape[0] if isinstance(value, torch.Tensor) and value.ndim > 0 else 1
 
@@ -626,14 +643,22 @@ ARGUMENTS = {
     "guidance_reference": choice("null", "source", **EDIT),
     "num_emotion_tokens": number(1, math.inf, integer=True, optional=True),
     "emotion_tokens": Argument(
-        lambda pipe: blocks(st.sampled_from([(4, width(pipe)), (1, 2, width(pipe)), (2, 4, width(pipe)), (4, 5)])),
+        lambda pipe: one_or_library(
+            blocks(st.sampled_from([(4, width(pipe)), (1, 2, width(pipe)), (2, 4, width(pipe)), (4, 5)]))
+        ),
         lambda pipe, value: (
-            value is None or is_tensor(value, None, width(pipe)) or is_tensor(value, 1, None, width(pipe))
+            value is None
+            or is_tensor(value, None, width(pipe))
+            or is_tensor(value, 1, None, width(pipe))
+            or (isinstance(value, dict) and is_tensor(value.get("awe"), None, width(pipe)))
         ),
     ),
     "emotion_token_init": choice("random", "emotion"),
     "max_inner_steps": number(0, math.inf, integer=True),
     "max_inner_batch": number(1, math.inf, integer=True, optional=True),
+    "update_interval": number(1, math.inf, integer=True),
+    "emotion_optimizer": choice("adam", "normalized"),
+    "preview_scale": number(5e-324, 1),
     "loss_threshold": number(-math.inf, math.inf),
     "stop_probability": number(0, 1, optional=True),
     "semantic_threshold": number(0, math.inf, optional=True),
