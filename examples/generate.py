@@ -15,8 +15,14 @@
 Generates pictures that evoke emotions, with any Stable Diffusion checkpoint, 1.x, 2.x or XL.
 
 python examples/generate.py --prompt "a fox at the harbour" --emotion awe fear none
-python examples/generate.py --base path/or/id --prompts_file prompts.txt --emotion awe=0.7,sadness=0.3 \
+accelerate launch examples/generate.py --prompts prompts.txt --base path/or/id --emotion awe=0.7,sadness=0.3 \
     --dtype float16 --gradient_checkpointing --batch_size 4 --output_dir outputs/generate
+
+Each process that accelerate starts makes its share, on a GPU of its own; the folder is common to all of them, on all
+machines. Several processes on a CPU are started by `accelerate launch --multi_gpu --num_processes 2`, where there is
+no GPU or with `--device cpu` (accelerate's own `--cpu` starts but one). After a kill the same command, on as many
+processes as you like, makes what is missing, and ends with the pictures of an unbroken run. A folder is of one run:
+with other options it is refused. `metadata.jsonl` and `sheet.png` are written once all is there.
 """
 
 import argparse
@@ -26,21 +32,30 @@ from jobs import Job, run_script
 from loading import existing_file, positive_int, script_parser
 
 
+def prompts_file(text: str) -> list[str]:
+    """The type of options that name a file with one prompt per line; blank lines are left out."""
+    try:
+        lines = existing_file(text).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8: {error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise argparse.ArgumentTypeError(f"{text!r} holds no prompts")
+    return prompts
+
+
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or `arguments`; ends the program with a message where they make no sense."""
     parser = script_parser(__doc__, "outputs/generate")
     parser.add_argument("--prompt", nargs="+", default=[], help="what the pictures show")
-    parser.add_argument("--prompts_file", type=existing_file, help="a text file with one prompt per line")
+    parser.add_argument("--prompts", type=prompts_file, default=[], help="a text file with one prompt per line")
     parser.add_argument("--negative_prompt", help="what the pictures should not show")
     parser.add_argument("--num_images", type=positive_int, default=1, help="pictures per prompt and emotion")
     parser.add_argument("--height", type=positive_int, help="in px, a multiple of 8; default: the base's own")
     parser.add_argument("--width", type=positive_int, help="in px, a multiple of 8; default: the base's own")
     args = parser.parse_args(arguments)
-    if args.prompts_file:
-        lines = args.prompts_file.read_text(encoding="utf-8").splitlines()
-        args.prompt = args.prompt + [line.strip() for line in lines if line.strip()]
-        if not args.prompt:
-            parser.error(f"{args.prompts_file} holds no prompts")
+    args.prompt = args.prompt + args.prompts
+    del args.prompts
     if not args.prompt and None in args.emotion:
         parser.error("give a --prompt for pictures without an emotion")
     for name in ("height", "width"):

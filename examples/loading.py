@@ -15,15 +15,21 @@
 
 import argparse
 import math
+import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.utils import HF_MODULES_CACHE
+from filelock import FileLock
 from PIL import Image
 from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS
 from transformers import CLIPModel, PreTrainedModel
@@ -32,7 +38,7 @@ from transformers import CLIPModel, PreTrainedModel
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY))  # a clone works without being installed
 
-from pipeline_muse import PixelSpec, to_rgb  # noqa: E402
+from pipeline_muse import MIKELS_WHEEL, PixelSpec, to_rgb  # noqa: E402
 
 
 # The CLIP whose text encoder Stable Diffusion 1.x and XL have.
@@ -123,6 +129,28 @@ def existing_file(text: str) -> Path:
     return path
 
 
+def output_folder(text: str) -> Path:
+    """The type of options that name a folder to write to."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a file")
+    return path
+
+
+PARTIAL = "muse-*.partial"  # what `whole_file` leaves where it is killed
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields the path to write to instead, which becomes `path` at the end: the file is there whole or not at all."""
+    partial = path.with_name(PARTIAL.replace("*", uuid4().hex))
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def picture_file(text: str) -> Path:
     """The type of options that name a picture."""
     path = existing_file(text)
@@ -158,12 +186,13 @@ def script_parser(description: str, output_dir: str) -> argparse.ArgumentParser:
         "--emotion",
         nargs="+",
         type=parse_emotion,
-        required=True,
-        help="emotions, mixtures such as awe=0.7,fear=0.3, or none; each picture is made with each",
+        default=list(MIKELS_WHEEL),
+        help="emotions, mixtures such as awe=0.7,fear=0.3, or none; each picture is made with each. "
+        "Default: the eight of Mikels' wheel.",
     )
     parser.add_argument("--batch_size", type=positive_int, default=1, help="pictures at a time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="Default: %(default)s.")
+    parser.add_argument("--output_dir", type=output_folder, default=Path(output_dir), help="Default: %(default)s.")
     add_model_options(parser)
     add_guidance_options(parser)
     add_memory_options(parser)
@@ -271,17 +300,20 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
         models["preview_vae"] = AutoencoderTiny.from_pretrained(args.preview_vae, torch_dtype=dtype)
     if lacks_clip(args.base, args.revision):
         models["clip_model"] = CLIPModel.from_pretrained(args.clip, dtype=dtype).eval()
-    pipe = DiffusionPipeline.from_pretrained(
-        args.base,
-        revision=args.revision,
-        variant=args.variant,
-        torch_dtype=dtype,
-        custom_pipeline=str(REPOSITORY),
-        trust_remote_code=True,
-        **models,
-    )
-    if args.classifier:
-        pipe.load_emotion_classifier(args.classifier, trust_remote_code=True)
+    # Each load copies the custom code into one cache: another process would read a file that is half there.
+    Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(HF_MODULES_CACHE) / "muse.lock"):
+        pipe = DiffusionPipeline.from_pretrained(
+            args.base,
+            revision=args.revision,
+            variant=args.variant,
+            torch_dtype=dtype,
+            custom_pipeline=str(REPOSITORY),
+            trust_remote_code=True,
+            **models,
+        )
+        if args.classifier:
+            pipe.load_emotion_classifier(args.classifier, trust_remote_code=True)
     return place(pipe, args)
 
 

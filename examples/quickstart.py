@@ -30,7 +30,7 @@ from typing import Any
 import matplotlib
 import torch
 from diffusers import DiffusionPipeline
-from jobs import Job, run_batch, verdict
+from jobs import Job, outcome, run_batch, verdict
 from loading import (
     REPOSITORY,
     add_guidance_options,
@@ -109,7 +109,7 @@ def sheet_of(
     Returns:
         `PIL.Image.Image`: The sheet.
     """
-    remarks = [verdict(trace) for trace in traces]
+    remarks = [verdict(outcome(trace)) for trace in traces]
     if judge is not None:
         spec = PixelSpec.from_classifier(pipe.emotion_classifier)  # the judge was trained on the same pixels
         seen = label_probabilities(judge, torch.cat([picture_pixels(image, spec) for image in images]))

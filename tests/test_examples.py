@@ -10,7 +10,7 @@ import pytest
 import quickstart
 import tiny_models
 import torch
-from jobs import Job, batches, run_all
+from jobs import Job, batches, make_pictures, read_records, record, save_picture, write_summary
 from PIL import Image, ImageFont
 from sheets import Cell, contact_sheet, enlarge, save, wrap
 from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS
@@ -45,10 +45,11 @@ def test_malformed_mixtures_are_refused(text):
     ("script", "arguments", "message"),
     [
         (generate, ["--emotion", "none"], "--prompt"),
-        (generate, ["--prompt", "a cat"], "--emotion"),
         (generate, ["--prompt", "a cat", "--emotion", "awe", "--height", "65"], "multiple of 8"),
         (generate, ["--prompt", "a cat", "--emotion", "awe", "--batch_size", "0"], "positive"),
-        (generate, ["--prompts_file", "missing.txt", "--emotion", "awe"], "missing.txt"),
+        (generate, ["--prompts", "missing.txt", "--emotion", "awe"], "missing.txt"),
+        (generate, ["--prompts", PICTURE, "--emotion", "awe"], "not UTF-8"),
+        (generate, ["--prompt", "a cat", "--output_dir", PICTURE], "is a file"),
         (edit, ["--image", PICTURE, "--emotion", "awe"], "--prompt"),
         (edit, ["--image", "missing.png", "--prompt", "a", "--emotion", "awe"], "missing.png"),
         (edit, ["--image", PICTURE, "--prompt", "a", "b", "--emotion", "awe"], "2 prompts for 1 pictures"),
@@ -71,7 +72,7 @@ def test_bad_arguments_end_the_program_before_models_load(script, arguments, mes
 
 def test_generation_makes_every_prompt_with_every_emotion_from_the_same_seeds(tmp_path):
     (tmp_path / "prompts.txt").write_text("a dog\n\n a boat \n")
-    arguments = ["--prompt", "a cat", "--prompts_file", str(tmp_path / "prompts.txt"), "--emotion", "awe", "none"]
+    arguments = ["--prompt", "a cat", "--prompts", str(tmp_path / "prompts.txt"), "--emotion", "awe", "none"]
     jobs = generate.plan(generate.parse_args([*arguments, "--num_images", "2", "--seed", "5"]))
     assert {(job.prompt, job.emotion, job.seed) for job in jobs} == {
         (prompt, emotion, seed)
@@ -80,6 +81,22 @@ def test_generation_makes_every_prompt_with_every_emotion_from_the_same_seeds(tm
         for seed in (5, 6)
     }
     assert len({job.file_name for job in jobs}) == len(jobs) == 12
+
+
+def test_a_long_file_of_prompts_is_read_line_by_line(tmp_path):
+    lines = [f"a cat, {number % 400}" for number in range(996)] + ["", "  ", "ein Schloß\u2028am Meer 🌊", " 城 "]
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    jobs = generate.plan(generate.parse_args(["--prompts", str(tmp_path / "prompts.txt")]))
+    assert [job.prompt for job in jobs[::8]] == [*lines[:996], "ein Schloß\u2028am Meer 🌊", "城"]
+    assert [job.emotion for job in jobs[:8]] == list(EMOTION_PROMPTS), "the default"
+    assert len({job.file_name for job in jobs}) == len(jobs) == 998 * 8
+
+
+def test_a_file_without_prompts_is_refused(tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    with pytest.raises(SystemExit):
+        generate.parse_args(["--prompts", str(tmp_path / "prompts.txt")])
+    assert "holds no prompts" in capsys.readouterr().err
 
 
 def test_editing_gives_each_picture_its_prompt_and_its_mask(tmp_path):
@@ -122,21 +139,32 @@ def test_batches_have_one_source_and_a_size():
     assert [[job.source for job in batch] for batch in batches(jobs, 2)] == [[one, one], [one], [other]]
 
 
-def test_run_all_writes_pictures_metadata_and_a_sheet(tmp_path):
+def test_pictures_have_their_records_in_them_and_are_summed_up_in_a_sheet(tmp_path):
     pipe = tiny_models.muse_pipeline()
     jobs = [Job("a cat", emotion, 3, name="0") for emotion in (None, "awe", {"awe": 1.0, "fear": 1.0})]
-    options = {"num_inference_steps": 2, "max_inner_steps": 1, "semantic_threshold": 0}
-    told: list[str] = []
-    sheet = run_all(pipe, jobs, 2, tmp_path / "new", told.append, **options)
     names = ["0_stock_3.png", "0_awe_3.png", "0_awe50+fear50_3.png"]
-    assert [line.rsplit("/", 1)[-1] for line in told] == [f"{name} (32x32)" for name in names]
-    lines = [json.loads(line) for line in (tmp_path / "new" / "metadata.jsonl").read_text().splitlines()]
-    assert [line["file"] for line in lines] == names
-    assert [line.get("gate_step") for line in lines] == [None, 0, 0]
-    assert lines[1]["inner_steps"] == 2 and 0 <= lines[1]["target_probability"] <= 1
+    options = {"num_inference_steps": 2, "max_inner_steps": 1, "semantic_threshold": 0}
+    assert list(make_pictures(pipe, batches(jobs, 2), set(names), tmp_path, **options)) == names
+    records = read_records(jobs, tmp_path)
+    sheet = write_summary(records, tmp_path)
+    assert [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()] == records
+    assert [entry["file"] for entry in records] == names
+    assert [entry.get("gate_step") for entry in records] == [None, 0, 0]
+    assert records[1]["inner_steps"] == 2 and 0 <= records[1]["target_probability"] <= 1
     assert Image.open(sheet).width > 3 * 192
     stock = pipe("a cat", num_inference_steps=2, generator=tiny_models.generator(3)).images[0]
-    assert Image.open(tmp_path / "new" / names[0]).tobytes() == stock.tobytes()
+    assert Image.open(tmp_path / names[0]).tobytes() == stock.tobytes()
+
+
+def test_a_sheet_of_many_pictures_shows_the_first(tmp_path, monkeypatch):
+    jobs = [Job("a cat", emotion, seed) for seed in range(5) for emotion in ("awe", "fear")]
+    for job in jobs:
+        save_picture(Image.new("RGB", (8, 8)), record(job, None), tmp_path)
+    whole = Image.open(write_summary(read_records(jobs, tmp_path), tmp_path)).size
+    monkeypatch.setattr("jobs.MOST_ON_SHEET", 4)
+    cut = Image.open(write_summary(read_records(jobs, tmp_path), tmp_path)).size
+    assert cut[0] < whole[0] and cut[1] < whole[1]
+    assert len((tmp_path / "metadata.jsonl").read_text().splitlines()) == 10
 
 
 @pytest.fixture
@@ -234,7 +262,8 @@ def test_edit_end_to_end_with_a_mask_on_either_kind_of_base(plain_base, tmp_path
     arguments = [str(part) for option in options.items() for part in option]
     monkeypatch.setattr("sys.argv", ["edit.py", *plain_base, *arguments, "--output_dir", str(tmp_path / "out")])
     edit.main()
-    assert "000_palette_fear_0.png (40x24)" in capsys.readouterr().out
+    assert str(tmp_path / "out" / "sheet.png") in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "000_palette_fear_0.png").size == (40, 24)
     line = json.loads((tmp_path / "out" / "metadata.jsonl").read_text())
     assert line["mask"] == str(tmp_path / "mask.png") and line["gate_step"] == 0
 
@@ -245,6 +274,22 @@ def test_emotions_that_no_model_knows_end_a_script_before_any_picture(plain_base
     with pytest.raises(SystemExit, match="boredom"):
         generate.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_two_pictures_of_one_name_end_a_script_before_models_load(tmp_path, monkeypatch):
+    arguments = [
+        "--base",
+        "no/such-base",
+        "--prompt",
+        "a cat",
+        "--emotion",
+        "awe=0.7,fear=0.3",
+        "fear",
+        "awe=7,fear=3",
+    ]
+    monkeypatch.setattr("sys.argv", ["generate.py", *arguments, "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2 pictures would be called '000_awe70.fear30_0.png'"):
+        generate.main()
 
 
 def test_quickstart_end_to_end(tmp_path, monkeypatch, capsys):
