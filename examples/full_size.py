@@ -11,34 +11,26 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Seconds and memory at full size: the real architectures with random weights, so nothing has to be downloaded.
+"""The real architectures with random weights, so nothing has to be downloaded, and how much memory work takes.
 
-    python examples/full_size.py --architecture sdxl --size 1024 --dtype float16
-
-Makes guided calls whose gate is open, with and without checkpointing and a tiny preview decoder, and writes what one
-inner iteration (UNet, decoder and classifier, forth and back) takes. Pictures of random weights show nothing.
+`benchmark.py` measures with them. Pictures of random weights show nothing.
 """
 
-import argparse
+import ctypes
 import gc
-import json
 import string
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import psutil
 import torch
-import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from loading import DTYPES, REPOSITORY, default_device, positive_int, processor
+from loading import REPOSITORY
 from tqdm.auto import tqdm
 from transformers import (
     CLIPConfig,
@@ -105,21 +97,18 @@ CLIP_BIG_G_TEXT: dict[str, Any] = {
     "projection_dim": 1280,
 }
 
-# What is compared: arguments of the call; `preview_vae` is a component.
-VARIANTS: dict[str, dict[str, bool]] = {
-    "plain": {},
-    "gradient_checkpointing": {"gradient_checkpointing": True},
-    "preview_vae": {"preview_vae": True},
-    "both": {"gradient_checkpointing": True, "preview_vae": True},
-}
-
 
 @dataclass
-class Cost:
-    """What a call cost: `seconds`, and the most `gib` of memory in use at a time, weights included."""
+class Memory:
+    """Memory in use, in GiB: `before` some work, and the most at any time during it, `peak`."""
 
-    seconds: float
-    gib: float
+    before: float
+    peak: float
+
+    @property
+    def beyond(self) -> float:
+        """What the work needed on top of what was there before it, which is mostly the weights."""
+        return self.peak - self.before
 
 
 def random_module(build: Callable[[], torch.nn.Module], device: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -190,111 +179,42 @@ def build_pipeline(architecture: str, device: str, dtype: torch.dtype, with_prev
     return pipe
 
 
-@contextmanager
-def measured(device: str) -> Iterator[Cost]:
-    """Fills in what the block cost. On a GPU the peak is PyTorch's own; else that of the process, looked at often."""
-    cost, process, done = Cost(0.0, 0.0), psutil.Process(), threading.Event()
+def resident() -> float:
+    """Main memory that this process holds, in GiB."""
+    return psutil.Process().memory_info().rss / 2**30
 
-    def watch() -> None:
-        while not done.wait(0.02):
-            cost.gib = max(cost.gib, process.memory_info().rss / 2**30)
 
+def release_memory() -> None:
+    """Gives back what is not in use, so that `resident` counts only what is; glibc keeps freed memory otherwise."""
     gc.collect()
-    watcher = threading.Thread(target=watch, daemon=True)
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
+
+
+@contextmanager
+def measured_memory(device: str) -> Iterator[Memory]:
+    """Fills in what the block needed: on a GPU PyTorch's own count, else the process' size, looked at often."""
+    release_memory()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    else:
-        watcher.start()
-    start = time.perf_counter()
+        memory = Memory(*[torch.cuda.memory_allocated() / 2**30] * 2)
+        yield memory
+        torch.cuda.synchronize()
+        memory.peak = torch.cuda.max_memory_allocated() / 2**30
+        return
+
+    memory, done = Memory(*[resident()] * 2), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            memory.peak = max(memory.peak, resident())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
-        yield cost
+        yield memory
     finally:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-            cost.gib = torch.cuda.max_memory_allocated() / 2**30
-        cost.seconds = time.perf_counter() - start
+        memory.peak = max(memory.peak, resident())
         done.set()
-
-
-def measure(pipe: DiffusionPipeline, size: int, open_steps: int, device: str, **options: Any) -> dict[str, float]:
-    """
-    Two calls, one with two inner iterations more per step than the other; the difference is what iterations take. The
-    call before them warms up.
-
-    Returns:
-        `dict[str, float]`: Seconds per inner iteration, and the peak memory of the larger call in GiB.
-    """
-    costs = []
-    for inner_steps in (1, 1, 3):
-        generator = torch.Generator().manual_seed(0)
-        with measured(device) as cost:
-            output = pipe(
-                "a cat",
-                emotion="awe",
-                height=size,
-                width=size,
-                num_inference_steps=open_steps,
-                max_inner_steps=inner_steps,
-                loss_threshold=float("-inf"),
-                semantic_threshold=0,
-                generator=generator,
-                output_type="latent",
-                **options,
-            )
-        if any(trace.inner_steps != open_steps * inner_steps for trace in output.trace):
-            raise RuntimeError("The inner loop ended early, so there is nothing to measure.")
-        costs.append(cost)
-    seconds = (costs[-1].seconds - costs[-2].seconds) / (2 * open_steps)
-    return {"seconds_per_inner_iteration": round(seconds, 3), "peak_gib": round(costs[-1].gib, 2)}
-
-
-def hardware(device: str) -> str:
-    """The device by name, and how many threads a CPU uses."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    return f"{processor()}, {torch.get_num_threads()} threads"
-
-
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", choices=UNETS, default="sdxl")
-    parser.add_argument("--size", type=positive_int, default=1024, help="pixels of a side. Default: %(default)s.")
-    parser.add_argument("--open_steps", type=positive_int, default=2, help="denoising steps. Default: %(default)s.")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="Default: all.")
-    parser.add_argument("--device", default=default_device(), help="Default: %(default)s.")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="Default: %(default)s.")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    args = parser.parse_args(arguments)
-    if args.size % 64:
-        parser.error(f"--size has to be a multiple of 64, but is {args.size}")
-    return args
-
-
-def main() -> None:
-    args = parse_args()
-    dtype = DTYPES[args.dtype]
-    report: dict[str, Any] = {
-        "architecture": args.architecture,
-        "size": args.size,
-        "dtype": args.dtype,
-        "open_steps": args.open_steps,
-        "hardware": hardware(args.device),
-        "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
-        "variants": {},
-    }
-    pipe = build_pipeline(args.architecture, args.device, dtype, with_preview_vae=True)
-    preview_vae = pipe.preview_vae
-    for name in args.variants:
-        options = dict(VARIANTS[name])
-        pipe.preview_vae = preview_vae if options.pop("preview_vae", False) else None
-        result = measure(pipe, args.size, args.open_steps, args.device, **options)
-        report["variants"][name] = result
-        print(f"{name:24} {result['seconds_per_inner_iteration']:8.3f} s {result['peak_gib']:7.2f} GiB", flush=True)
-        if args.output:  # each time, as the next may run out of memory
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+        watcher.join()

@@ -1,4 +1,4 @@
-"""The script that measures the real architectures: that they are the real ones, and that it measures what it says."""
+"""The real architectures with random weights: that they are the real ones, and how memory is measured."""
 
 import full_size
 import pytest
@@ -31,38 +31,20 @@ def test_random_modules_have_weights_in_place_and_work():
     assert norms and all(bool((weight == 1).all()) for weight in norms)
 
 
-@pytest.mark.parametrize("preview_vae", [None, tiny_models.preview_vae()], ids=["vae", "preview_vae"])
-def test_an_iteration_is_the_difference_of_two_calls(preview_vae, monkeypatch):
-    pipe = tiny_models.muse_pipeline(preview_vae=preview_vae)
-    seconds = iter([9.0, 2.0, 10.0])  # of the call that warms up, and of those with one and three inner steps
-
-    class Clock(full_size.Cost):
-        def __init__(self, *arguments):
-            super().__init__(next(seconds), 1.5)
-
-    class Measured:
-        def __enter__(self):
-            return Clock()
-
-        def __exit__(self, *error):
-            return None
-
-    monkeypatch.setattr(full_size, "measured", lambda device: Measured())
-    result = full_size.measure(pipe, 32, 2, "cpu", gradient_checkpointing=True)
-    assert result == {"seconds_per_inner_iteration": 2.0, "peak_gib": 1.5}
-
-
-def test_memory_is_the_most_at_any_time():
-    with full_size.measured("cpu") as little:
-        pass
-    with full_size.measured("cpu") as much:
+def test_memory_is_the_most_at_any_time_and_not_what_is_left():
+    with full_size.measured_memory("cpu") as memory:
         block = torch.ones(2**26)  # 256 MiB
-        torch.cumsum(block, 0)
+        torch.cumsum(block, 0)  # as much again
         del block
-    assert much.gib - little.gib > 0.2 and much.seconds > 0
+    assert 0.45 < memory.beyond < 0.6
+    assert memory.peak == memory.before + memory.beyond
+    assert full_size.resident() < memory.before + 0.1
 
 
-def test_sizes_that_no_network_takes_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        full_size.parse_args(["--size", "100"])
-    assert "multiple of 64" in capsys.readouterr().err
+def test_memory_that_was_freed_before_does_not_count():
+    small = [torch.ones(2**10) for _ in range(2**16)]  # 256 MiB
+    held, rest = full_size.resident(), small[::1024]
+    del small  # the allocator keeps what lies between the rest
+    with full_size.measured_memory("cpu") as memory:
+        pass
+    assert len(rest) == 64 and memory.before < held - 0.1
