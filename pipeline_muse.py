@@ -659,6 +659,7 @@ class GuidanceSettings:
     carry_emotion_tokens: bool
     emotion_strength: float
     update_interval: int
+    patience: int | None
     emotion_optimizer: str
     keep_best: bool
     preview_scale: float
@@ -674,8 +675,9 @@ class GuidanceSettings:
         check_range("preview_scale", self.preview_scale, 0, 1)
         if self.preview_scale == 0:
             raise ValueError("`preview_scale` has to lie in (0, 1], but is 0; 0.5 halves both sides of a preview.")
-        if self.max_inner_batch is not None:
-            check_range("max_inner_batch", self.max_inner_batch, 1, integer=True)
+        for name in ("max_inner_batch", "patience"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 1, integer=True)
         check_range("semantic_threshold", self.semantic_threshold, 0)
         check_range("max_inner_steps", self.max_inner_steps, 0, integer=True)
         check_range("loss_threshold", self.loss_threshold, -math.inf)
@@ -763,6 +765,7 @@ class GuidanceState:
     tokens: torch.Tensor | None = None  # (B, n, D), float32
     norm_limit: torch.Tensor | None = None  # (B,)
     text_inputs: dict[str, torch.Tensor] | None = None  # the gate's text, each of shape (B, length)
+    calm: dict[int, int] = field(default_factory=dict)  # by sample, how many updates in a row needed no inner step
     previous_preview: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -778,6 +781,10 @@ class GuidanceState:
     @property
     def opened(self) -> list[int]:
         return [b for b, trace in enumerate(self.traces) if trace.gate_step is not None]
+
+    def settled(self, patience: int | None) -> list[int]:
+        """Open samples whose tokens need no more updates."""
+        return [b for b in self.opened if patience is not None and self.calm.get(b, 0) >= patience]
 
     def open_gate(self, sample: int, step: int, logits: torch.Tensor) -> None:
         """Starts guidance of a sample whose preview evoked `logits` before; that emotion is its inherent one."""
@@ -856,6 +863,24 @@ class MusePipeline(StableDiffusionPipeline):
         "preview_vae",
     ]
     _callback_tensor_inputs = StableDiffusionPipeline._callback_tensor_inputs + ["emotion_tokens"]
+    # Arguments of `__call__` by name: `pipe(prompt, emotion="awe", **pipe.presets["fast"])`.
+    presets: dict[str, dict[str, Any]] = {
+        # The paper's, and the defaults
+        "paper": {"max_inner_steps": 10, "emotion_learning_rate": 0.01, "loss_threshold": 1e-4},
+        # Larger steps, and none where the emotion is already there
+        "full": {"max_inner_steps": 5, "emotion_learning_rate": 0.05, "stop_probability": 0.97},
+        # One normalised step at every 4th denoising step, from the emotion's word on, until one is not needed
+        "fast": {
+            "emotion_token_init": "emotion",
+            "update_interval": 4,
+            "patience": 1,
+            "max_inner_steps": 1,
+            "emotion_optimizer": "normalized",
+            "emotion_learning_rate": 0.3,
+            "keep_best": False,
+            "stop_probability": 0.97,
+        },
+    }
     # What `save_config` writes. Read at once, as diffusers puts the file of each revision that it loads in one place.
     _source = Path(__file__).read_bytes() if is_dynamic(__name__) else None
 
@@ -1512,6 +1537,7 @@ class MusePipeline(StableDiffusionPipeline):
     def _optimize_tokens(
         self,
         state: GuidanceState,
+        samples: list[int],
         step: int,
         predict: Callable[..., torch.Tensor],
         preview: Callable[[list[int], torch.Tensor], torch.Tensor],
@@ -1519,21 +1545,21 @@ class MusePipeline(StableDiffusionPipeline):
         settings: GuidanceSettings,
     ) -> torch.Tensor:
         """
-        HOW (Eq. 7, 8): a fresh Adam moves the open samples' tokens down the loss of their one-step previews.
+        HOW (Eq. 7, 8): a fresh Adam moves the tokens of open samples down the loss of their one-step previews.
 
         Each sample is its own parameter, so Adam leaves one alone that is done (no gradient, no momentum). The loss is
         summed, never averaged: a sample's gradient does not depend on its batch. With `keep_best` the tokens are
         evaluated once more after the last Adam step, so the noise of whichever iterate is best is already at hand.
 
         Returns:
-            `torch.Tensor` of shape `(len(state.opened), channels, h, w)`: The noise of each sample's best iterate.
+            `torch.Tensor` of shape `(len(samples), channels, h, w)`: The noise of each sample's best iterate.
         """
         inner_steps = settings.max_inner_steps if settings.learning_rate(step) > 0 else 0
         start = state.tokens if settings.carry_emotion_tokens else state.start_tokens
-        tokens = {b: state.bounded(b, start[b]).clone().requires_grad_() for b in state.opened}
+        tokens = {b: state.bounded(b, start[b]).clone().requires_grad_() for b in samples}
         loop = InnerLoop(tokens, settings.optimizer(tokens.values(), step))
-        active = state.opened
-        for b in active:
+        active = samples
+        for b in samples:
             state.traces[b].loss.append([])
             state.traces[b].probabilities.append([])
 
@@ -1548,7 +1574,7 @@ class MusePipeline(StableDiffusionPipeline):
         for b, iterate in loop.best.items():
             state.tokens[b] = iterate.tokens if settings.keep_best else loop.tokens[b].detach()
             state.traces[b].kept.append(iterate.index)
-        return torch.stack([loop.best[b].noise_pred for b in state.opened])
+        return torch.stack([loop.best[b].noise_pred for b in samples])
 
     def _inner_step(
         self,
@@ -1609,6 +1635,8 @@ class MusePipeline(StableDiffusionPipeline):
                 )
             done = excess[row] < settings.loss_threshold
             done = done or (settings.stop_probability is not None and reached[row] >= settings.stop_probability)
+            if len(trace.loss[-1]) == 1:
+                state.calm[b] = state.calm.get(b, 0) + 1 if finite and done else 0
             if finite and not done:
                 going.append(b)
         return going
@@ -1632,7 +1660,7 @@ class MusePipeline(StableDiffusionPipeline):
             if torch.isfinite(gradient).all():
                 gradient = gradient / scale
                 if settings.emotion_optimizer == "normalized":  # so that the mean square of its entries is one
-                    gradient = F.normalize(gradient, dim=(0, 1)) * gradient.numel() ** 0.5
+                    gradient = gradient * (gradient.numel() ** 0.5 / gradient.norm().clamp(min=1e-12))
                 loop.tokens[b].grad = gradient
                 state.traces[b].inner_steps += 1
                 moved.append(b)
@@ -1992,12 +2020,14 @@ class MusePipeline(StableDiffusionPipeline):
                 if looks:
                     self._open_gates(state, i, preview, noise_pred, settings)
                 # HOW and WHICH
-                if opened := state.opened:
-                    if looks:
-                        guided = self._optimize_tokens(state, i, predict, preview, noise_reference, settings)
-                    else:
-                        guided = self._predict_guided(predict, noise_reference, opened, state.tokens[opened])[1]
-                    noise_pred[opened] = torch.lerp(noise_pred[opened], guided, settings.emotion_strength)
+                moving = [b for b in state.opened if looks and b not in state.settled(settings.patience)]
+                resting = [b for b in state.opened if b not in moving]
+                if moving:
+                    guided = self._optimize_tokens(state, moving, i, predict, preview, noise_reference, settings)
+                    noise_pred[moving] = torch.lerp(noise_pred[moving], guided, settings.emotion_strength)
+                if resting:
+                    guided = self._predict_guided(predict, noise_reference, resting, state.tokens[resting])[1]
+                    noise_pred[resting] = torch.lerp(noise_pred[resting], guided, settings.emotion_strength)
                 latents = scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
                 if region is not None:
                     latents = region.restore(latents, len(timesteps) - 1 - i)
@@ -2092,6 +2122,7 @@ class MusePipeline(StableDiffusionPipeline):
         guided_preview: bool = True,
         carry_emotion_tokens: bool = True,
         update_interval: int = 1,
+        patience: int | None = None,
         emotion_optimizer: str = "adam",
         keep_best: bool = True,
         preview_scale: float = 1.0,
@@ -2170,6 +2201,8 @@ class MusePipeline(StableDiffusionPipeline):
             update_interval (`int`, defaults to 1): Gate and inner loop work at every so many denoising steps, starting
                 with the first; at those in between open samples take their tokens as they are, for the price of a
                 plain step.
+            patience (`int`, *optional*): After so many updates in a row at which a sample had reached
+                `loss_threshold` or `stop_probability` without an inner step, its tokens stay as they are for good.
             emotion_optimizer (`str`, defaults to "adam"): "adam"; or "normalized": plain gradient steps, each of which
                 moves the tokens' entries by `emotion_learning_rate` in the root mean square, whatever the gradient's
                 size (as DATE's, https://huggingface.co/papers/2510.23974).

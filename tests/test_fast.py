@@ -172,3 +172,38 @@ def test_a_library_in_half_precision_serves_as_well(pipe, library):
     assert output.emotion_tokens.dtype == torch.float32
     torch.testing.assert_close(output.emotion_tokens[0], library["awe"], rtol=1e-3, atol=1e-3)
     assert math.isfinite(output.trace[0].loss[0][0])
+
+
+# ---- patience ------------------------------------------------------------------------------------------------------
+
+
+@only_stable_diffusion
+@pytest.mark.parametrize("patience, evaluations", [(None, 6), (1, 1), (2, 2)])
+def test_tokens_that_are_good_enough_so_often_are_left_alone(pipe, count_calls, patience, evaluations):
+    calls = count_calls(pipe.emotion_classifier)
+    output = guide(pipe, num_inference_steps=6, stop_probability=0.0, patience=patience)
+    assert [len(losses) for losses in output.trace[0].loss] == [1] * evaluations
+    assert len(calls) == 1 + evaluations, "the first of all tells the inherent emotion"
+    torch.testing.assert_close(output.images, guide(pipe, num_inference_steps=6, stop_probability=0.0).images)
+
+
+def test_a_sample_that_needs_a_step_is_looked_at_again(pipe):
+    """Patience counts updates in a row, by sample; the images are those of calls of their own."""
+    settings = {"num_inference_steps": 5, "patience": 1, "max_inner_steps": 1, "emotion_learning_rate": 0.1}
+    prompts, emotions = ["a cat", "two dogs"], ["awe", "fear"]
+
+    def both(**arguments):
+        seeds = [tiny_models.generator(seed) for seed in range(2)]
+        return guide(pipe, prompt=prompts, emotion=emotions, generator=seeds, **arguments)
+
+    first = both(**settings | {"patience": None}).trace
+    stop = sorted(trace.probabilities[0][0][trace.labels.index(e)] for trace, e in zip(first, emotions))
+    between = sum(stop) / 2  # one has reached it from the start, the other has not
+    output = both(**settings, stop_probability=between)
+    updates = [len(trace.loss) for trace in output.trace]
+    assert min(updates) == 1 < max(updates)
+    for b in range(2):
+        mine = {"prompt": prompts[b], "emotion": emotions[b], "generator": tiny_models.generator(b)}
+        alone = guide(pipe, **mine, **settings, stop_probability=between)
+        assert len(alone.trace[0].loss) == updates[b]
+        torch.testing.assert_close(output.images[b], alone.images[0], rtol=0, atol=1e-4)
