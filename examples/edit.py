@@ -18,6 +18,8 @@ python examples/edit.py --image park.png --prompt "a bench in the park" --emotio
 python examples/edit.py --image park.png --mask sky.png --prompt "a bench in the park" --emotion fear
 python examples/edit.py --base path/or/id --image photos/*.jpg --prompt "a street" "a dog on a sofa" \
     --emotion awe=0.5,fear=0.5 --strength 0.8 --dtype float16 --output_dir outputs/edit
+
+As with generate.py, `accelerate launch` shares the work among processes, and the same command goes on after a kill.
 """
 
 import argparse

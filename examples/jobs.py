@@ -184,8 +184,9 @@ def write_summary(records: Sequence[Record], folder: Path) -> Path:
     cells = []
     for entry in records[:MOST_ON_SHEET]:
         name = emotion_name(entry["emotion"])
-        with Image.open(folder / entry["file"]) as image:
-            cells.append(Cell(enlarge(image), name, *verdict(entry), title_color=EMOTION_COLORS.get(name, INK)))
+        with Image.open(folder / entry["file"]) as file:
+            image = enlarge(file.convert("RGB"))  # small at once, as they may be many
+        cells.append(Cell(image, name, *verdict(entry), title_color=EMOTION_COLORS.get(name, INK)))
     emotions = len({cell.title for cell in cells})
     heading = f"The first {len(cells)} of {len(records)} pictures" if len(cells) < len(records) else ""
     sheet = contact_sheet(cells, emotions * max(1, round(math.sqrt(len(cells)) / emotions)), heading)
@@ -202,7 +203,8 @@ def write_summary(records: Sequence[Record], folder: Path) -> Path:
 def run_settings(args: argparse.Namespace) -> Record:
     """All that pictures depend on, as JSON: every option but the folder; files by content, the device by its kind."""
     options = {**vars(args), **call_options(args), "device": torch.device(args.device).type}
-    del options["output_dir"]
+    for name in ("output_dir", "emotion_tokens"):  # the latter are known by their file
+        options.pop(name, None)
     return json.loads(json.dumps(options, default=lambda path: hashlib.sha256(path.read_bytes()).hexdigest()))
 
 
@@ -326,9 +328,8 @@ def run_script(args: argparse.Namespace, jobs: Sequence[Job]) -> None:
         SystemExit: If the pipeline does not know an emotion, two pictures would have one name, or the folder is of a
             run with other settings; before any picture is made.
     """
-    state = PartialState(
-        cpu=args.device == "cpu"
-    )  # unless told so it takes each of many CPU processes for the only one
+    # Unless told of the CPU, accelerate takes each of several processes without a GPU for the only one.
+    state = PartialState(cpu=args.device == "cpu")
     if args.device == state.device.type != "cpu":
         args.device = str(state.device)  # a GPU of its own
     try:

@@ -31,6 +31,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import HF_MODULES_CACHE
 from filelock import FileLock
 from PIL import Image
+from safetensors.torch import load_file
 from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS
 from transformers import CLIPModel, PreTrainedModel
 
@@ -38,7 +39,7 @@ from transformers import CLIPModel, PreTrainedModel
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY))  # a clone works without being installed
 
-from pipeline_muse import MIKELS_WHEEL, PixelSpec, to_rgb  # noqa: E402
+from pipeline_muse import EMOTION_OPTIMIZERS, MIKELS_WHEEL, PixelSpec, to_rgb  # noqa: E402
 
 
 # The CLIP whose text encoder Stable Diffusion 1.x and XL have.
@@ -59,6 +60,10 @@ CALL_OPTIONS = (
     "semantic_threshold",
     "max_inner_steps",
     "emotion_learning_rate",
+    "emotion_optimizer",
+    "update_interval",
+    "keep_best",
+    "preview_scale",
     "stop_probability",
     "num_emotion_tokens",
     "emotion_token_init",
@@ -258,9 +263,20 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--semantic_threshold", type=float, help="similarity at which the emotion sets in")
     group.add_argument("--max_inner_steps", type=positive_int, help="optimisation steps per denoising step, at most")
     group.add_argument("--emotion_learning_rate", type=float)
+    group.add_argument("--emotion_optimizer", choices=EMOTION_OPTIMIZERS)
+    group.add_argument(
+        "--update_interval", type=positive_int, help="denoising steps from one look at gate and emotion to the next"
+    )
+    group.add_argument(
+        "--no_keep_best", dest="keep_best", action="store_false", default=None, help="take the last tokens"
+    )
+    group.add_argument("--preview_scale", type=share, help="scale of the previews that guide, in (0, 1]")
     group.add_argument("--stop_probability", type=float, help="probability of the emotion that is enough")
     group.add_argument("--num_emotion_tokens", type=positive_int)
     group.add_argument("--emotion_token_init", choices=("random", "emotion"))
+    group.add_argument(
+        "--emotion_library", type=existing_file, help="tokens of each emotion to start from, safetensors"
+    )
 
 
 def storybook_settings(base: str) -> dict[str, Any]:
@@ -274,6 +290,8 @@ def storybook_settings(base: str) -> dict[str, Any]:
 def call_options(args: argparse.Namespace) -> dict:
     """Those of `CALL_OPTIONS` that were given, as arguments of the pipeline; Storybook has its own defaults."""
     given = {name: getattr(args, name, None) for name in CALL_OPTIONS}
+    if args.emotion_library:
+        given["emotion_tokens"] = load_file(args.emotion_library)
     chosen = {name: value for name, value in given.items() if value is not None}
     return {**storybook_settings(args.base), **chosen}
 

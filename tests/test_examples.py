@@ -10,8 +10,9 @@ import pytest
 import quickstart
 import tiny_models
 import torch
-from jobs import Job, batches, make_pictures, read_records, record, save_picture, write_summary
+from jobs import Job, batches, make_pictures, read_records, record, run_settings, save_picture, write_summary
 from PIL import Image, ImageFont
+from safetensors.torch import save_file
 from sheets import Cell, contact_sheet, enlarge, save, wrap
 from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS
 
@@ -117,10 +118,24 @@ def test_editing_gives_each_picture_its_prompt_and_its_mask(tmp_path):
 def test_only_given_options_reach_the_pipeline():
     options = ["--prompt", "a", "--emotion", "awe", "--semantic_threshold", "0", "--max_inner_steps", "2"]
     options += ["--emotion_strength", "0.5", "--max_inner_batch", "3", "--gradient_checkpointing", "--width", "64"]
+    options += ["--update_interval", "2", "--emotion_optimizer", "normalized", "--preview_scale", "0.5"]
+    options += ["--no_keep_best"]
     given = {"semantic_threshold": 0.0, "max_inner_steps": 2, "emotion_strength": 0.5, "max_inner_batch": 3}
-    given |= {"gradient_checkpointing": True, "width": 64}
+    given |= {"gradient_checkpointing": True, "width": 64, "update_interval": 2, "emotion_optimizer": "normalized"}
+    given |= {"preview_scale": 0.5, "keep_best": False}
     assert loading.call_options(generate.parse_args([*options, "--base", "some/base"])) == given
     assert loading.call_options(generate.parse_args(options)) == {**MUSE_SETTINGS, **given}
+
+
+def test_an_emotion_library_reaches_the_pipeline_and_a_run_knows_it_by_content(tmp_path):
+    def arguments(value: float) -> argparse.Namespace:
+        save_file({"awe": torch.full((4, 32), value)}, tmp_path / "library.safetensors")
+        library = ["--emotion_library", str(tmp_path / "library.safetensors")]
+        return generate.parse_args(["--prompt", "a cat", "--emotion", "awe", *library])
+
+    assert run_settings(arguments(1)) != run_settings(arguments(2)) == run_settings(arguments(2))
+    tokens = loading.call_options(arguments(3))["emotion_tokens"]
+    assert list(tokens) == ["awe"] and tokens["awe"].eq(3).all()
 
 
 def test_the_checkpoints_of_storybook_have_settings_of_their_own(tmp_path):
@@ -156,10 +171,11 @@ def test_pictures_have_their_records_in_them_and_are_summed_up_in_a_sheet(tmp_pa
     assert Image.open(tmp_path / names[0]).tobytes() == stock.tobytes()
 
 
-def test_a_sheet_of_many_pictures_shows_the_first(tmp_path, monkeypatch):
+@pytest.mark.parametrize("side", [8, 256, 400])
+def test_a_sheet_of_many_pictures_shows_the_first(side, tmp_path, monkeypatch):
     jobs = [Job("a cat", emotion, seed) for seed in range(5) for emotion in ("awe", "fear")]
     for job in jobs:
-        save_picture(Image.new("RGB", (8, 8)), record(job, None), tmp_path)
+        save_picture(Image.new("RGB", (side, side)), record(job, None), tmp_path)
     whole = Image.open(write_summary(read_records(jobs, tmp_path), tmp_path)).size
     monkeypatch.setattr("jobs.MOST_ON_SHEET", 4)
     cut = Image.open(write_summary(read_records(jobs, tmp_path), tmp_path)).size
