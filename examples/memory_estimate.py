@@ -131,7 +131,7 @@ class Allocations(TorchDispatchMode):
         live (`Counter[str]`): Bytes by owner, now.
         peak (`Counter[str]`): The same when most bytes lived; `peak_stage` is the stage of the call at that time.
         stages (`dict[str, int]`): The most bytes that lived during each stage, in order.
-        timeline (`list[tuple[str, Counter[str]]]`): Stage and live bytes, one entry for every `stride` operations.
+        timeline (`list[tuple[str, Counter[str]]]`): Stage and live bytes, for every `stride` operations their most.
     """
 
     def __init__(self, stride: int = 64):
@@ -185,6 +185,8 @@ class Allocations(TorchDispatchMode):
         self.stages[self.stage] = max(total, self.stages.get(self.stage, 0))
         if total > self.peak.total():
             self.peak, self.peak_stage = self.live.copy(), self.stage
+        if self.timeline and total > self.timeline[-1][1].total():
+            self.timeline[-1] = (self.stage, self.live.copy())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -371,18 +373,21 @@ def draw(timelines: dict[str, list[tuple[str, Counter[str]]]], goal: float, head
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, len(timelines), figsize=(4.2 * len(timelines), 3.8), sharey=True, squeeze=False)
+    owners = [owner for owner in COLORS if any(live[owner] for line in timelines.values() for _, live in line)]
     for panel, (name, timeline) in zip(panels[0], timelines.items()):
-        shares = [[live[owner] / 2**30 for _, live in timeline] for owner in COLORS]
-        panel.stackplot(range(len(timeline)), shares, colors=COLORS.values(), labels=COLORS, linewidth=0)
+        shares = [[live[owner] / 2**30 for _, live in timeline] for owner in owners]
+        colors = [COLORS[owner] for owner in owners]
+        areas = panel.stackplot(range(len(timeline)), shares, colors=colors, labels=owners, linewidth=0)
         panel.axhline(goal, color="#22262e", linestyle="--", linewidth=1)
-        panel.set_title(name, fontsize=10)
+        panel.text(len(timeline), goal, f"goal {goal:g} GiB ", ha="right", va="bottom", fontsize=8)
+        peak = max(sum(moment) for moment in zip(*shares))
+        panel.set_title(f"{name}: {peak:.1f} GiB", fontsize=10)
         panel.set_xticks([])
         panel.set_xlabel("operations of one guided step", fontsize=9)
         panel.margins(x=0)
     panels[0][0].set_ylabel("GiB")
-    handles, labels = panels[0][0].get_legend_handles_labels()
     figure.suptitle(heading, fontsize=11)
-    figure.legend(handles, labels, loc="lower center", ncols=len(COLORS), fontsize=8, frameon=False)
+    figure.legend(areas, owners, loc="lower center", ncols=len(owners), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
