@@ -29,19 +29,7 @@ import argparse
 from collections.abc import Sequence
 
 from jobs import Job, run_script
-from loading import existing_file, positive_int, script_parser
-
-
-def prompts_file(text: str) -> list[str]:
-    """The type of options that name a file with one prompt per line; blank lines are left out."""
-    try:
-        lines = existing_file(text).read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8: {error}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise argparse.ArgumentTypeError(f"{text!r} holds no prompts")
-    return prompts
+from loading import positive_int, prompts_file, script_parser
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

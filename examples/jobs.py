@@ -39,7 +39,7 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import tqdm
 from diffusers import DiffusionPipeline
-from loading import PARTIAL, call_options, emotion_name, generators, load_pipeline, whole_file
+from loading import PARTIAL, call_options, emotion_name, generators, load_pipeline, storybook_settings, whole_file
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sheets import BAD, EMOTION_COLORS, GOOD, INK, Cell, contact_sheet, enlarge
@@ -202,9 +202,9 @@ def write_summary(records: Sequence[Record], folder: Path) -> Path:
 
 def run_settings(args: argparse.Namespace) -> Record:
     """All that pictures depend on, as JSON: every option but the folder; files by content, the device by its kind."""
-    options = {**vars(args), **call_options(args), "device": torch.device(args.device).type}
-    for name in ("output_dir", "emotion_tokens"):  # the latter are known by their file
-        options.pop(name, None)
+    defaults = {"defaults of the base": storybook_settings(args.base), "device": torch.device(args.device).type}
+    options = {**vars(args), **defaults}
+    del options["output_dir"]
     return json.loads(json.dumps(options, default=lambda path: hashlib.sha256(path.read_bytes()).hexdigest()))
 
 
@@ -301,7 +301,7 @@ def run_share(args: argparse.Namespace, jobs: Sequence[Job], state: PartialState
     if waiting or (state.is_main_process and not (folder / SETTINGS).exists()):
         pipe = prepare(args, jobs, settings, state)
         start = time.perf_counter()
-        pictures = make_pictures(pipe, share, missing, folder, **call_options(args))
+        pictures = make_pictures(pipe, share, missing, folder, **call_options(args, pipe.presets))
         bar = {"total": len(names), "initial": len(names) - waiting, "position": state.local_process_index}
         shown = tqdm(pictures, process, main_process_only=False, disable=not waiting, dynamic_ncols=True, **bar)
         made = sum(1 for _ in shown)

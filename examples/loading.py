@@ -18,7 +18,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from transformers import CLIPModel, PreTrainedModel
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY))  # a clone works without being installed
 
-from pipeline_muse import EMOTION_OPTIMIZERS, MIKELS_WHEEL, PixelSpec, to_rgb  # noqa: E402
+from pipeline_muse import EMOTION_OPTIMIZERS, MIKELS_WHEEL, MusePipeline, PixelSpec, to_rgb  # noqa: E402
 
 
 # The CLIP whose text encoder Stable Diffusion 1.x and XL have.
@@ -62,6 +62,7 @@ CALL_OPTIONS = (
     "emotion_learning_rate",
     "emotion_optimizer",
     "update_interval",
+    "patience",
     "keep_best",
     "preview_scale",
     "stop_probability",
@@ -132,6 +133,18 @@ def existing_file(text: str) -> Path:
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")
     return path
+
+
+def prompts_file(text: str) -> list[str]:
+    """The type of options that name a file with one prompt per line; blank lines are left out."""
+    try:
+        lines = existing_file(text).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8: {error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise argparse.ArgumentTypeError(f"{text!r} holds no prompts")
+    return prompts
 
 
 def output_folder(text: str) -> Path:
@@ -253,6 +266,7 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
 def add_guidance_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that are the pipeline's own arguments; its defaults hold where one is not given."""
     group = parser.add_argument_group("guidance")
+    group.add_argument("--preset", choices=MusePipeline.presets, help="a set of what stands below; what is given wins")
     group.add_argument("--num_inference_steps", type=positive_int, help="denoising steps")
     group.add_argument("--guidance_scale", type=float)
     group.add_argument(
@@ -266,6 +280,9 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--emotion_optimizer", choices=EMOTION_OPTIMIZERS)
     group.add_argument(
         "--update_interval", type=positive_int, help="denoising steps from one look at gate and emotion to the next"
+    )
+    group.add_argument(
+        "--patience", type=positive_int, help="updates with the emotion already there that end them all"
     )
     group.add_argument(
         "--no_keep_best", dest="keep_best", action="store_false", default=None, help="take the last tokens"
@@ -287,13 +304,13 @@ def storybook_settings(base: str) -> dict[str, Any]:
     return MUSE_XL_SETTINGS if index.is_file() and index.read_bytes() == ours.read_bytes() else {}
 
 
-def call_options(args: argparse.Namespace) -> dict:
-    """Those of `CALL_OPTIONS` that were given, as arguments of the pipeline; Storybook has its own defaults."""
+def call_options(args: argparse.Namespace, presets: Mapping[str, dict]) -> dict:
+    """The pipeline's arguments: those of `CALL_OPTIONS` that were given, else the preset's, else Storybook's."""
     given = {name: getattr(args, name, None) for name in CALL_OPTIONS}
     if args.emotion_library:
         given["emotion_tokens"] = load_file(args.emotion_library)
     chosen = {name: value for name, value in given.items() if value is not None}
-    return {**storybook_settings(args.base), **chosen}
+    return {**storybook_settings(args.base), **presets.get(args.preset, {}), **chosen}
 
 
 def lacks_clip(base: str, revision: str | None = None) -> bool:

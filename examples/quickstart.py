@@ -195,7 +195,7 @@ def main() -> None:
     if args.emotion is not None and args.emotion not in pipe.emotion_labels:
         raise SystemExit(f"--emotion has to be one of {', '.join(pipe.emotion_labels)}, but is {args.emotion}")
     judge = load_judge(pipe, args)
-    options = call_options(args)
+    options = call_options(args, pipe.presets)
     sheet, plot = tell(pipe, judge, args, options)
     edited = edit(pipe, judge, args, options)
     print(f"Done in {time.perf_counter() - start:.0f} s. Look at")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from sheets import Cell, contact_sheet, enlarge, save, wrap
 from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS
 
-from pipeline_muse import EMOTION_PROMPTS, PixelSpec
+from pipeline_muse import EMOTION_PROMPTS, MusePipeline, PixelSpec
 
 
 PICTURE = str(quickstart.PICTURE)
@@ -119,12 +119,17 @@ def test_only_given_options_reach_the_pipeline():
     options = ["--prompt", "a", "--emotion", "awe", "--semantic_threshold", "0", "--max_inner_steps", "2"]
     options += ["--emotion_strength", "0.5", "--max_inner_batch", "3", "--gradient_checkpointing", "--width", "64"]
     options += ["--update_interval", "2", "--emotion_optimizer", "normalized", "--preview_scale", "0.5"]
-    options += ["--no_keep_best"]
+    options += ["--no_keep_best", "--patience", "2"]
     given = {"semantic_threshold": 0.0, "max_inner_steps": 2, "emotion_strength": 0.5, "max_inner_batch": 3}
     given |= {"gradient_checkpointing": True, "width": 64, "update_interval": 2, "emotion_optimizer": "normalized"}
-    given |= {"preview_scale": 0.5, "keep_best": False}
-    assert loading.call_options(generate.parse_args([*options, "--base", "some/base"])) == given
-    assert loading.call_options(generate.parse_args(options)) == {**MUSE_SETTINGS, **given}
+    given |= {"preview_scale": 0.5, "keep_best": False, "patience": 2}
+
+    def reaching(*more: str) -> dict:
+        return loading.call_options(generate.parse_args([*options, *more]), MusePipeline.presets)
+
+    assert reaching("--base", "some/base") == given
+    assert reaching() == {**MUSE_SETTINGS, **given}
+    assert reaching("--preset", "fast") == {**MUSE_SETTINGS, **MusePipeline.presets["fast"], **given}
 
 
 def test_an_emotion_library_reaches_the_pipeline_and_a_run_knows_it_by_content(tmp_path):
@@ -134,7 +139,7 @@ def test_an_emotion_library_reaches_the_pipeline_and_a_run_knows_it_by_content(t
         return generate.parse_args(["--prompt", "a cat", "--emotion", "awe", *library])
 
     assert run_settings(arguments(1)) != run_settings(arguments(2)) == run_settings(arguments(2))
-    tokens = loading.call_options(arguments(3))["emotion_tokens"]
+    tokens = loading.call_options(arguments(3), {})["emotion_tokens"]
     assert list(tokens) == ["awe"] and tokens["awe"].eq(3).all()
 
 
