@@ -951,7 +951,7 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
     presets: dict[str, dict[str, Any]] = {
         # The paper's, and the defaults
         "paper": {"max_inner_steps": 10, "emotion_learning_rate": 0.01, "loss_threshold": 1e-4},
-        # Larger steps, larger even than in `MusePipeline`, as no layer norm scales XL's embeddings; and none where the emotion is already there
+        # Larger steps (than `MusePipeline`'s too: no layer norm scales XL's embeddings), and none where it is there
         "full": {"max_inner_steps": 5, "emotion_learning_rate": 0.15, "stop_probability": 0.97},
         # One normalised step at every 4th denoising step, from the emotion's word on, until one is not needed
         "fast": {

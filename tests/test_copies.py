@@ -17,6 +17,7 @@ DIFFERENT = {
     "MusePipeline",
     "MusePipeline.model_cpu_offload_seq",
     "MusePipeline._callback_tensor_inputs",
+    "MusePipeline.presets",
     "MusePipeline.__init__",
     "MusePipeline._default_size",
     "MusePipeline._scale_latents",

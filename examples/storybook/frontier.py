@@ -1,0 +1,328 @@
+# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+"""What MUSE can spare on Storybook: accuracy of judges that never guide against seconds, for many settings.
+
+The rows start from the presets "full" and "fast" of `MusePipeline` and change one thing each, so that what does not
+help stands there with its number. Presets were chosen on these prompts; `--confirm` measures them and the stock
+pipeline on other prompts, twice as many. Seconds are of one thread; they are taken apart from the judging, all rows in
+turn on the same images, so run `--time` when nothing else runs. Writes JSON, a Markdown table and a plot; what was
+measured before is not measured again.
+
+    python examples/storybook/frontier.py                  # judges all rows
+    python examples/storybook/frontier.py --time           # and tells their seconds
+    python examples/storybook/frontier.py --confirm        # the presets on unseen prompts
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import save_json
+from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler
+from diffusers.models.attention_processor import AttnProcessor
+from evaluate import PROCESS, ROOT, items_of_generation, load, markdown, processor, save_sheet
+from safetensors.torch import load_file
+from tqdm import tqdm
+from world import EMOTIONS, PLACES, SUBJECTS, content_prompt
+
+from pipeline_muse import MusePipeline
+
+
+STOCK, WORD, FULL, FAST = "stock", "emotion's word in the prompt", "full", "fast"
+STEPS = 50  # of the denoising, unless a row says otherwise
+PRESETS = MusePipeline.presets
+LIBRARY = Path(__file__).parent / "emotion_library.safetensors"
+UNSEEN = 16  # prompts of the confirmation
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to make images: a preset, what is changed of it, and components."""
+
+    name: str
+    preset: str | None = None  # `None`: the stock pipeline
+    changes: dict[str, Any] = field(default_factory=dict)
+    preview_vae: bool = False
+    library: bool = False
+    scheduler: bool = False  # DPM-Solver++ in place of DDIM
+    steps: int = STEPS
+
+    @property
+    def group(self) -> str:
+        return self.preset or STOCK
+
+
+def rows() -> list[Row]:
+    """All rows of the frontier, in their order."""
+    few = {"scheduler": True, "steps": 15}
+    return [
+        Row(STOCK),
+        Row(WORD),
+        Row("paper", "paper"),
+        Row(FULL, "full"),
+        *(Row(f"full, every {k}th step", "full", {"update_interval": k}) for k in (5, 10)),
+        *(Row(f"full, {k} inner steps", "full", {"max_inner_steps": k}) for k in (1, 2)),
+        Row("full, patience 1", "full", {"patience": 1}),
+        Row("full, from the emotion's word", "full", {"emotion_token_init": "emotion"}),
+        Row("full, preview_vae", "full", preview_vae=True),
+        Row("full, preview_scale 0.5", "full", {"preview_scale": 0.5}),
+        Row("full, library", "full", library=True),
+        Row("full, 15 steps of DPM-Solver++", "full", **few),
+        Row(FAST, "fast"),
+        *(Row(f"fast, every {k}th step", "fast", {"update_interval": k}) for k in (2, 6, 8)),
+        *(Row(f"fast, rate {rate:g}", "fast", {"emotion_learning_rate": rate}) for rate in (0.2, 0.4)),
+        Row("fast, without patience", "fast", {"patience": None}),
+        Row("fast, keep_best", "fast", {"keep_best": True}),
+        Row("fast, Adam", "fast", {"emotion_optimizer": "adam"}),
+        Row("fast, from random tokens", "fast", {"emotion_token_init": "random"}),
+        Row("fast, without optimisation", "fast", {"max_inner_steps": 0}),
+        Row("fast, preview_vae", "fast", preview_vae=True),
+        Row("fast, preview_vae, η = 10.5", "fast", {"semantic_threshold": 10.5}, preview_vae=True),
+        Row("fast, preview_scale 0.5", "fast", {"preview_scale": 0.5}),
+        Row("fast, library, rate 0.2", "fast", {"emotion_learning_rate": 0.2}, library=True),
+        Row("library without optimisation", "fast", {"max_inner_steps": 0}, library=True),
+        Row("fast, 15 steps of DPM-Solver++", "fast", {"update_interval": 2}, **few),
+        Row("DATE's schedule: 5 normalised steps, random tokens, η = 0", "fast",
+            {"update_interval": 10, "patience": None, "emotion_token_init": "random", "semantic_threshold": 0.0}),
+    ]  # fmt: skip
+
+
+def confirmed_rows() -> list[Row]:
+    """The rows that are measured on unseen prompts."""
+    chosen = (STOCK, WORD, FULL, FAST, "fast, library, rate 0.2", "full, 15 steps of DPM-Solver++")
+    return [row for row in rows() if row.name in chosen]
+
+
+def unseen_items() -> list[dict]:
+    """Prompts that no choice was made on, each with the 8 emotions."""
+    return items_of_generation(8 + UNSEEN)[8 * len(EMOTIONS) :]
+
+
+def library_prompts(count: int = 4) -> list[str]:
+    """Prompts of the emotion library; neither those of the frontier nor those of the confirmation."""
+    contents = [(place, subject) for place in PLACES for subject in SUBJECTS]
+    random.Random(0).shuffle(contents)
+    return [content_prompt(*content) for content in contents[40 : 40 + count]]
+
+
+# --------------------------------------------------------------------------------------
+# Making and judging images
+# --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def dressed(pipe: MusePipeline, row: Row):
+    """The pipeline with the row's components."""
+    before, scheduler = pipe.preview_vae, pipe.scheduler
+    tiny = AutoencoderTiny.from_pretrained(Path(__file__).parent / "preview_vae").to(pipe.unet.dtype)
+    pipe.preview_vae = tiny.eval() if row.preview_vae else before
+    if row.scheduler:
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
+    try:
+        yield pipe
+    finally:
+        pipe.preview_vae, pipe.scheduler = before, scheduler
+
+
+def make(pipe: MusePipeline, row: Row, items: list[dict]) -> tuple[list, list]:
+    """Images of one batch of items, and their traces (none of the stock pipeline)."""
+    prompts = [item["word_prompt" if row.name == WORD else "prompt"] for item in items]
+    generators = [torch.Generator().manual_seed(item["seed"]) for item in items]
+    call: dict[str, Any] = {"num_inference_steps": row.steps, "generator": generators}
+    if row.preset is None:
+        return pipe(prompts, **call).images, []
+    call |= PRESETS[row.preset] | row.changes
+    if row.library:
+        call["emotion_tokens"] = load_file(LIBRARY)
+    output = pipe(prompts, emotion=[item["emotion"] for item in items], **call)
+    return output.images, output.trace
+
+
+@torch.no_grad()
+def target_probability(images: list, items: list[dict], name: str) -> float:
+    """What a judge gives the target on average; smoother than its accuracy."""
+    judges = PROCESS["judges"]
+    judge = judges.classifiers[name]
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    probabilities = judge(pixel_values=judges.spec.prepare(pixels)).logits.softmax(dim=-1)
+    columns = [judge.config.label2id[item["emotion"]] for item in items]
+    return float(probabilities[range(len(items)), columns].mean())
+
+
+def judge_row(row: Row, items: list[dict], sheets: Path | None = None) -> dict[str, Any]:
+    """Accuracies, CLIP and what was spent per image."""
+    images, traces = [], []
+    with dressed(PROCESS["pipe"], row) as pipe:
+        for start in range(0, len(items), BATCH_SIZE):
+            made, told = make(pipe, row, items[start : start + BATCH_SIZE])
+            images, traces = images + made, traces + told
+    result: dict[str, Any] = PROCESS["judges"].judge(images, items)
+    result["p(target), Emo-B"] = target_probability(images, items, "Emo-B")
+    if traces:
+        result |= {
+            "open": 100 * float(np.mean([trace.gate_step is not None for trace in traces])),
+            "looks of the gate": float(np.mean([len(trace.similarity) for trace in traces])),
+            "evaluations": float(np.mean([sum(map(len, trace.loss)) for trace in traces])),
+            "inner steps": float(np.mean([trace.inner_steps for trace in traces])),
+        }
+    if sheets:
+        save_sheet(images[: 6 * len(EMOTIONS)], sheets / f"{row.name.replace(' ', '_')}.png")
+    return result
+
+
+def time_row(row: Row, items: list[dict]) -> float:
+    """Seconds of one thread per image, of one batch."""
+    with dressed(PROCESS["pipe"], row) as pipe:
+        start = time.process_time()
+        make(pipe, row, items)
+        return (time.process_time() - start) / len(items)
+
+
+def prepare(dtype: str, xl: bool = False) -> None:
+    """Loads, once per process, pipeline and judges."""
+    load(dtype, threads=1, xl=xl)
+    PROCESS["pipe"].unet.set_attn_processor(AttnProcessor())
+
+
+def build_library(dtype: str) -> None:
+    """Mean tokens of each emotion over the images of `library_prompts` whose gate opened, in one safetensors file."""
+    import sys
+
+    sys.path.append(str(ROOT / "examples"))
+    from make_emotion_library import make_library, save_library
+
+    prepare(dtype)
+    prompts, call = library_prompts(), {"num_inference_steps": STEPS, **PRESETS["full"]}
+    library = make_library(PROCESS["pipe"], prompts, EMOTIONS, seed=5000, batch_size=8, **call)
+    save_library(library, LIBRARY, base="Storybook")
+
+
+# --------------------------------------------------------------------------------------
+# The report
+# --------------------------------------------------------------------------------------
+
+
+def report(record: dict[str, Any], names: list[str], part: str = "rows") -> str:
+    """The rows as a Markdown table, with times as multiples of the stock pipeline's."""
+    table = {name: dict(record[part][name]) for name in names if name in record[part]}
+    for name, row in table.items():
+        if name in record["seconds"]:
+            row["seconds"] = record["seconds"][name]
+            row["x stock"] = row["seconds"] / record["seconds"][STOCK]
+    columns = ["Emo-A", "Emo-B", "Emo-C", "CLIP", "open", "looks of the gate", "evaluations", "inner steps"]
+    return markdown(table, [*columns, "seconds", "x stock"])
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    """The frontier: accuracy of Emo-B, and CLIP, against the time as a multiple of the stock pipeline's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups = {row.name: row.group for row in rows()}
+    colors = {STOCK: "#555555", "paper": "#c8372d", "full": "#3f7fbf", "fast": "#e0912f"}
+    figure, axes = plt.subplots(1, 2, figsize=(16, 7), layout="constrained")
+    seconds = {name: value / record["seconds"][STOCK] for name, value in record["seconds"].items()}
+    points = {name: value for name, value in seconds.items() if name in record["rows"]}
+    for axis, column, title in zip(axes, ("Emo-B", "CLIP"), ("Emo-B accuracy [%]", "CLIP (content kept)")):
+        for name, factor in points.items():
+            y, is_preset = record["rows"][name][column], name in (FULL, FAST)
+            look = {"s": 180, "marker": "*"} if is_preset else {"s": 35, "marker": "o"}
+            axis.scatter(factor, y, color=colors[groups[name]], zorder=3, **look)
+            axis.annotate(name, (factor, y), xytext=(5, 3), textcoords="offset points", fontsize=6.5)
+        axis.set(xscale="log", xlabel="time, as a multiple of the stock pipeline's", ylabel=title)
+        axis.set_xticks([1, 1.3, 2, 3, 6, 12, 24], ["1", "1.3", "2", "3", "6", "12", "24"])
+        axis.axvline(1.3, color="#cccccc", linestyle="--", zorder=0)
+        axis.axvline(6, color="#cccccc", linestyle="--", zorder=0)
+    best = frontier({name: (factor, record["rows"][name]["Emo-B"]) for name, factor in points.items()})
+    axes[0].plot(*zip(*best), color="#999999", linewidth=1, zorder=1)
+    figure.suptitle(f"Storybook, {STEPS} steps: one thread, 64 images per point")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def frontier(points: dict[str, tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (time, accuracy) of the rows that none beats in both."""
+    best, highest = [], float("-inf")
+    for seconds, accuracy in sorted(points.values(), key=lambda point: (point[0], -point[1])):
+        if accuracy > highest:
+            best.append((seconds, accuracy))
+            highest = accuracy
+    return best
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=8, help="prompts, each with all 8 emotions")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of UNet and decoder")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rows at a time")
+    parser.add_argument("--only", nargs="+", help="names of rows; default: all")
+    parser.add_argument("--time", action="store_true", help="tell the seconds of rows, too, in three rounds")
+    parser.add_argument("--confirm", action="store_true", help="the presets on unseen prompts")
+    parser.add_argument("--library", action="store_true", help="build the emotion library anew")
+    parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--sheets_dir", type=Path, default=Path("outputs/frontier"), help="for contact sheets")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    path = args.results_dir / "frontier.json"
+    record = json.loads(path.read_text()) if path.exists() else {"rows": {}, "seconds": {}, "confirmed": {}}
+    record["hardware"] = f"{os.cpu_count()} cores of an {processor()}, torch {torch.__version__}, {args.dtype}"
+    if args.library:
+        build_library(args.dtype)
+        return
+    chosen = [row for row in rows() if args.only is None or row.name in args.only]
+    items, unseen = items_of_generation(args.prompts), unseen_items()
+    pool = ProcessPoolExecutor(
+        args.workers, multiprocessing.get_context("spawn"), initializer=prepare, initargs=(args.dtype,)
+    )
+    with pool:
+        jobs: dict[Any, tuple[str, Row]] = {}
+        for row in chosen:
+            if row.name not in record["rows"]:
+                jobs[pool.submit(judge_row, row, items, args.sheets_dir)] = ("rows", row)
+        for row in confirmed_rows() if args.confirm else []:
+            if row.name not in record["confirmed"]:
+                jobs[pool.submit(judge_row, row, unseen)] = ("confirmed", row)
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc="rows"):
+            part, row = jobs[job]
+            record = json.loads(path.read_text()) | {"hardware": record["hardware"]} if path.exists() else record
+            record[part][row.name] = job.result()
+            tqdm.write(f"{part}, {row.name}: " + ", ".join(f"{k} {v:.2f}" for k, v in job.result().items()))
+            save_json(path, record)
+        if args.time:
+            rounds = [pool.submit(time_row, row, items[:BATCH_SIZE]) for _ in range(3) for row in chosen]
+            seconds = [job.result() for job in tqdm(rounds, desc="times")]
+            for k, row in enumerate(chosen):
+                record["seconds"][row.name] = float(np.median(seconds[k :: len(chosen)]))
+            save_json(path, record)
+    names = [row.name for row in rows()]
+    text = (
+        f"Measured by `examples/storybook/frontier.py` on {record['hardware']}: {args.prompts} prompts x 8 emotions,"
+        f" {STEPS} DDIM steps unless named, guidance 7.5. Seconds are of one thread per image, in batches of"
+        f" {BATCH_SIZE}.\n\n{report(record, names)}\n"
+    )
+    if record["confirmed"]:
+        text += f"\nOn {UNSEEN} prompts that no choice was made on, x 8 emotions:\n\n"
+        text += report(record, names, "confirmed") + "\n"
+    path.with_suffix(".md").write_text(text)
+    if STOCK in record["seconds"]:
+        plot(record, path.with_suffix(".png"))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
