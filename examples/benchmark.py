@@ -124,7 +124,7 @@ class Bench:
     def stock(self, pipe: DiffusionPipeline | None = None, batch_size: int = 1, **overrides: Any) -> Any:
         """A call without an emotion; `pipe` may be the parent's."""
         arguments = {"prompt": [PROMPT] * batch_size, "num_inference_steps": self.steps}
-        return self._call(pipe or self.pipe, arguments | overrides)
+        return self.call(pipe or self.pipe, arguments | overrides)
 
     def guided(self, batch_size: int = 1, **overrides: Any) -> Any:
         """
@@ -134,13 +134,14 @@ class Bench:
             RuntimeError: If it made fewer inner steps than it was asked for, so that its time tells nothing.
         """
         arguments = GUIDED | {"prompt": [PROMPT] * batch_size, "num_inference_steps": self.steps} | overrides
-        output = self._call(self.pipe, arguments)
+        output = self.call(self.pipe, arguments)
         wanted = arguments["num_inference_steps"] * arguments.get("max_inner_steps", PAPER_INNER_STEPS)
         if any(trace.inner_steps != wanted for trace in output.trace):
             raise RuntimeError("The inner loop ended early, so there is nothing to measure.")
         return output
 
-    def _call(self, pipe: DiffusionPipeline, arguments: dict[str, Any]) -> Any:
+    def call(self, pipe: DiffusionPipeline, arguments: Row) -> Any:
+        """A call with `arguments`, at this size, and with the noise of every other."""
         generator = [torch.Generator().manual_seed(seed) for seed in range(len(arguments["prompt"]))]
         return pipe(**{"height": self.size, "width": self.size, "generator": generator} | arguments)
 
@@ -173,7 +174,7 @@ class Bench:
 
 def seconds_of(work: Callable[[], Any], device: str) -> float:
     """How long `work` takes, until the device is done."""
-    gc.collect()
+    gc.collect()  # not of a sudden in the midst of it
     synchronize(device)
     start = time.perf_counter()
     work()
@@ -207,6 +208,7 @@ def interleaved(
     """
     rounds = (repeats or bench.repeats) + warm_up
     seconds: dict[str, list[float]] = {name: [] for name in works}
+    gc.freeze()  # what is there before need not be looked through each time
     with tqdm(total=rounds * len(works), leave=False) as bar:
         for round_ in range(rounds):
             for name, work in works.items():
@@ -216,6 +218,7 @@ def interleaved(
                 if round_ >= warm_up:
                     seconds[name].append(elapsed)
                 bar.update()
+    gc.unfreeze()
     return seconds
 
 
@@ -308,6 +311,7 @@ class Part:
     def forward(self) -> torch.Tensor:
         return self.function(self.value)
 
+    @torch.enable_grad()
     def forward_backward(self) -> torch.Tensor:
         """The gradient with respect to `value`, and to nothing else."""
         leaf = self.value.detach().requires_grad_()
@@ -505,28 +509,26 @@ def counted(pipe: DiffusionPipeline) -> Iterator[Counter[str]]:
     of a side at which they are decoded, and backward passes.
     """
     counts: Counter[str] = Counter()
-    side = pipe.unet.config.sample_size
+    sides = [0]  # of the latents that the UNet saw last
 
-    def see(name: Callable[[torch.Tensor], str], output: Callable[[Any], torch.Tensor]) -> Callable:
-        def hook(module: torch.nn.Module, arguments: tuple, keywords: dict, result: Any) -> None:
-            value = output(result)
-            seen = name(arguments[0] if arguments else keywords.get("pixel_values"))
-            counts[seen] += 1
-            if value.requires_grad:
-                value.register_hook(lambda gradient: counts.update([seen + BACKWARD]))
+    def see(kind: str, arguments: tuple, output: torch.Tensor) -> None:
+        name = kind
+        if kind == "unet":
+            sides[0] = arguments[0].shape[-1]
+            name = f"unet, {arguments[0].shape[0]} rows"
+        elif kind == "preview":
+            name = f"preview, {arguments[0].shape[-1] / sides[0]:.2g}"
+        counts[name] += 1
+        if output.requires_grad:
+            output.register_hook(lambda gradient: counts.update([name + BACKWARD]))
 
-        return hook
-
-    hooks = [
-        (pipe.unet, see(lambda given: f"unet, {given.shape[0]} rows", lambda result: result[0])),
-        (
-            pipe._preview_decoder.decoder,
-            see(lambda given: f"preview, {given.shape[-1] / side:.2g}", lambda result: result),
-        ),
-        (pipe.emotion_classifier, see(lambda given: "classifier", lambda result: result.logits)),
-        (pipe.clip_model, see(lambda given: "gate", lambda result: result.image_embeds)),
+    hooks: list[tuple[torch.nn.Module, Callable]] = [
+        (pipe.unet, lambda module, given, output: see("unet", given, output[0])),
+        (pipe._preview_decoder.decoder, lambda module, given, output: see("preview", given, output)),
+        (pipe.emotion_classifier, lambda module, given, output: see("classifier", given, output.logits)),
+        (pipe.clip_model, lambda module, given, output: see("gate", given, output.image_embeds)),
     ]
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         yield counts
     finally:
@@ -621,7 +623,7 @@ def calls(bench: Bench) -> Mapping[str, Measurement]:
         with bench.variant(variant):
             stock = seconds_of(partial(bench.stock, num_inference_steps=steps, output_type="latent"), bench.device)
             with counted(bench.pipe) as counts:
-                guided = seconds_of(partial(bench._call, bench.pipe, arguments), bench.device)
+                guided = seconds_of(partial(bench.call, bench.pipe, arguments), bench.device)
             with bench.in_call():
                 parts = call_parts(bench, counts)
         least = steps * parts[STOCK_STEP] + parts["text"]
@@ -649,7 +651,6 @@ def calls(bench: Bench) -> Mapping[str, Measurement]:
 
 def live_bytes() -> int:
     """The storages of all tensors that Python can reach."""
-    gc.collect()
     storages = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.Tensor) and not thing.is_meta:
@@ -662,21 +663,21 @@ def leak(bench: Bench) -> Mapping[str, Measurement]:
     """Memory after ten guided calls equals memory after one."""
 
     def measure(name: str) -> Row:
-        tensors, process = [], []
         with bench.variant(name) as options:
-            for _ in tqdm(range(CALLS_OF_LEAK), desc=f"calls with {name}", leave=False):
-                bench.guided(max_inner_steps=1, **options)
+            held = []
+            for calls in (1, CALLS_OF_LEAK - 1):
+                for _ in range(calls):
+                    bench.guided(max_inner_steps=1, **options)
                 release_memory()
-                on_gpu = bench.device.startswith("cuda")
-                tensors.append(torch.cuda.memory_allocated() if on_gpu else live_bytes())
-                process.append(round(resident(), 3))
+                tensors = torch.cuda.memory_allocated() if bench.device.startswith("cuda") else live_bytes()
+                held.append((tensors, resident()))
+        (first, process), (last, process_last) = held
         return {
-            "after 1 call, bytes": tensors[0],
-            f"after {CALLS_OF_LEAK} calls, bytes": tensors[-1],
-            "growth, bytes": tensors[-1] - tensors[0],
-            "process after 1, GiB": process[0],
-            f"process after {CALLS_OF_LEAK}, GiB": process[-1],
-            "process, GiB": process,
+            "after 1 call, bytes": first,
+            f"after {CALLS_OF_LEAK} calls, bytes": last,
+            "growth, bytes": last - first,
+            "process after 1, GiB": round(process, 3),
+            f"process after {CALLS_OF_LEAK}, GiB": round(process_last, 3),
         }
 
     return {name: partial(measure, name) for name in ("full VAE", "both")}
