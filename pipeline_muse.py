@@ -782,9 +782,9 @@ class GuidanceState:
     def opened(self) -> list[int]:
         return [b for b, trace in enumerate(self.traces) if trace.gate_step is not None]
 
-    def settled(self, patience: int | None) -> list[int]:
-        """Open samples whose tokens need no more updates."""
-        return [b for b in self.opened if patience is not None and self.calm.get(b, 0) >= patience]
+    def resting(self, looks: bool, patience: int | None) -> list[int]:
+        """Open samples that keep their tokens: all of them between updates, and those that have settled."""
+        return [b for b in self.opened if not looks or (patience and self.calm.get(b, 0) >= patience)]
 
     def open_gate(self, sample: int, step: int, logits: torch.Tensor) -> None:
         """Starts guidance of a sample whose preview evoked `logits` before; that emotion is its inherent one."""
@@ -866,7 +866,12 @@ class MusePipeline(StableDiffusionPipeline):
     # Arguments of `__call__` by name: `pipe(prompt, emotion="awe", **pipe.presets["fast"])`.
     presets: dict[str, dict[str, Any]] = {
         # The paper's, and the defaults
-        "paper": {"max_inner_steps": 10, "emotion_learning_rate": 0.01, "loss_threshold": 1e-4},
+        "paper": {
+            "max_inner_steps": 10,
+            "emotion_learning_rate": 0.01,
+            "loss_threshold": 1e-4,
+            "stop_probability": None,
+        },
         # Larger steps, and none where the emotion is already there
         "full": {"max_inner_steps": 5, "emotion_learning_rate": 0.05, "stop_probability": 0.97},
         # One normalised step at every 4th denoising step, from the emotion's word on, until one is not needed
@@ -1432,13 +1437,18 @@ class MusePipeline(StableDiffusionPipeline):
     ) -> torch.Tensor:
         """The network's output for the null prompt of samples `null`, then the prompt (and tokens) of `cond`."""
         select = partial(select_rows, null=null, cond=cond, batch_size=conditioning.batch_size)
-        embeds = select(conditioning.prompt_embeds)  # (rows, L, D)
+        embeds, mask = select(conditioning.prompt_embeds), None  # (rows, L, D)
         if tokens is not None:
-            embeds = torch.cat([embeds, tokens.to(embeds.dtype)], dim=1)  # (rows, L + n, D)
+            length, blank = embeds.shape[1], tokens.new_zeros(len(null), *tokens.shape[1:])
+            embeds = torch.cat([embeds, torch.cat([blank, tokens]).to(embeds.dtype)], dim=1)  # (rows, L + n, D)
+            if null:  # which have no tokens, and see none
+                mask = embeds.new_ones(embeds.shape[:2])
+                mask[: len(null), length:] = 0
         return self.unet(
             model_input[null + cond],
             timestep,
             encoder_hidden_states=embeds,
+            encoder_attention_mask=mask,
             timestep_cond=select(conditioning.timestep_cond),
             cross_attention_kwargs=conditioning.cross_attention_kwargs,
             added_cond_kwargs=select(conditioning.added_cond_kwargs),
@@ -1474,6 +1484,13 @@ class MusePipeline(StableDiffusionPipeline):
             reference = noise_null[alone] if null else None
             noise_pred[alone] = guide_noise(reference, noise_cond, self.guidance_scale, self.guidance_rescale)
         return noise_reference, noise_pred
+
+    def _predict_together(
+        self, predict: Callable[..., torch.Tensor], samples: list[int], tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """The guided noise of `samples` with their `tokens` in one network call, as upstream has it for every step."""
+        noise_null, noise_cond = predict(samples, samples, tokens).chunk(2)
+        return guide_noise(noise_null, noise_cond, self.guidance_scale, self.guidance_rescale)
 
     def _predict_guided(
         self,
@@ -1998,9 +2015,8 @@ class MusePipeline(StableDiffusionPipeline):
         request: Request,
     ) -> torch.Tensor:
         """The loop of MUSE (Fig. 1): latents of shape `(B, channels, h, w)` from noise to image."""
-        given, settings = request.given, request.settings
+        given, preview_scale = request.given, request.settings.preview_scale
         step_kwargs = accepted_arguments(scheduler.step, eta=given["eta"], generator=given["generator"])
-        everyone = list(range(conditioning.batch_size))
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=math.ceil(len(timesteps) / scheduler.order)) as progress_bar:
             for i, t in enumerate(timesteps):
@@ -2008,26 +2024,8 @@ class MusePipeline(StableDiffusionPipeline):
                     continue
                 model_input = scheduler.scale_model_input(latents, t)
                 predict = partial(self._predict_noise, model_input, t, conditioning)
-                preview = partial(self._preview, model_input, t, scheduler, region, settings.preview_scale)
-                looks = i % settings.update_interval == 0
-
-                # The prompt alone, for whatever is not guided, or not to the full
-                alone = state.closed if settings.emotion_strength == 1 else everyone
-                noise_reference, noise_pred = self._predict_stock(
-                    predict, conditioning, alone, request.leads_from_source, model_input
-                )
-                # WHEN
-                if looks:
-                    self._open_gates(state, i, preview, noise_pred, settings)
-                # HOW and WHICH
-                moving = [b for b in state.opened if looks and b not in state.settled(settings.patience)]
-                resting = [b for b in state.opened if b not in moving]
-                if moving:
-                    guided = self._optimize_tokens(state, moving, i, predict, preview, noise_reference, settings)
-                    noise_pred[moving] = torch.lerp(noise_pred[moving], guided, settings.emotion_strength)
-                if resting:
-                    guided = self._predict_guided(predict, noise_reference, resting, state.tokens[resting])[1]
-                    noise_pred[resting] = torch.lerp(noise_pred[resting], guided, settings.emotion_strength)
+                preview = partial(self._preview, model_input, t, scheduler, region, preview_scale)
+                noise_pred = self._predict_step(state, i, predict, preview, model_input, conditioning, request)
                 latents = scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
                 if region is not None:
                     latents = region.restore(latents, len(timesteps) - 1 - i)
@@ -2038,6 +2036,42 @@ class MusePipeline(StableDiffusionPipeline):
                     progress_bar.set_postfix({"size": f"{given['width']}x{given['height']}", **state.summary()})
                     progress_bar.update()
         return latents
+
+    def _predict_step(
+        self,
+        state: GuidanceState,
+        step: int,
+        predict: Callable[..., torch.Tensor],
+        preview: Callable[[list[int], torch.Tensor], torch.Tensor],
+        model_input: torch.Tensor,
+        conditioning: Conditioning,
+        request: Request,
+    ) -> torch.Tensor:
+        """The noise that one denoising step is taken with, shape `(B, channels, h, w)`."""
+        settings, everyone = request.settings, list(range(conditioning.batch_size))
+        looks = step % settings.update_interval == 0
+        is_whole = settings.emotion_strength == 1
+        has_null = conditioning.has_null and self.do_classifier_free_guidance
+        if has_null and is_whole and state.resting(looks, settings.patience) == everyone:
+            return self._predict_together(predict, everyone, state.tokens)
+
+        # The prompt alone, for whatever is not guided, or not to the full
+        noise_reference, noise_pred = self._predict_stock(
+            predict, conditioning, state.closed if is_whole else everyone, request.leads_from_source, model_input
+        )
+        # WHEN
+        if looks:
+            self._open_gates(state, step, preview, noise_pred, settings)
+        # HOW and WHICH
+        resting = state.resting(looks, settings.patience)
+        moving = [b for b in state.opened if b not in resting]
+        if moving:
+            guided = self._optimize_tokens(state, moving, step, predict, preview, noise_reference, settings)
+            noise_pred[moving] = torch.lerp(noise_pred[moving], guided, settings.emotion_strength)
+        if resting:
+            guided = self._predict_guided(predict, noise_reference, resting, state.tokens[resting])[1]
+            noise_pred[resting] = torch.lerp(noise_pred[resting], guided, settings.emotion_strength)
+        return noise_pred
 
     def _run_callback(
         self,

@@ -32,10 +32,10 @@ from loading import (
     add_memory_options,
     add_model_options,
     call_options,
-    existing_file,
     generators,
     load_pipeline,
     positive_int,
+    prompts_file,
 )
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -45,8 +45,8 @@ def make_library(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
     emotions: Sequence[str],
-    seed: int,
-    batch_size: int,
+    seed: int = 0,
+    batch_size: int = 1,
     **options: Any,
 ) -> dict[str, torch.Tensor]:
     """
@@ -93,7 +93,7 @@ def save_library(library: dict[str, torch.Tensor], path: Path, base: str) -> Non
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or `arguments`; ends the program with a message where they make no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=existing_file, required=True, help="a text file with one prompt per line")
+    parser.add_argument("--prompts", type=prompts_file, required=True, help="a text file with one prompt per line")
     parser.add_argument("--emotion", nargs="+", help="the emotions; default: all that the pipeline knows")
     parser.add_argument("--batch_size", type=positive_int, default=1, help="pictures at a time")
     parser.add_argument("--seed", type=int, default=0)
@@ -101,11 +101,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_model_options(parser)
     add_guidance_options(parser)
     add_memory_options(parser)
-    args = parser.parse_args(arguments)
-    args.prompts = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not args.prompts:
-        parser.error("--prompts holds no prompts")
-    return args
+    return parser.parse_args(arguments)
 
 
 def main() -> None:

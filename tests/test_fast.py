@@ -1,14 +1,22 @@
 """What makes guidance affordable: fewer updates, normalised steps, small previews, emotion libraries, presets."""
 
+import inspect
 import math
+import sys
 
+import make_emotion_library
 import pytest
 import tiny_models
 import torch
+from diffusers.models.attention_processor import AttnProcessor
+from loading import call_options
+from make_emotion_library import make_library
 from safetensors.torch import load_file, save_file
 from test_guidance import LATENTS, first_step, random_tokens, sees_tokens, tokens_of_each_step
-from tiny_models import guide, only_stable_diffusion
+from tiny_models import FAMILIES, guide, only_stable_diffusion
 from torch.nn import functional as F
+
+from pipeline_muse import MusePipeline
 
 
 # ---- updates at every k-th step ------------------------------------------------------------------------------------
@@ -21,9 +29,9 @@ def test_between_updates_a_step_costs_what_a_plain_step_costs(pipe, count_calls)
     (trace,) = output.trace
     updates = 3  # at the steps 0, 3 and 6
     assert len(trace.loss) == len(trace.kept) == updates and trace.inner_steps == 2 * updates
-    assert len(unet) == updates * (1 + 3) + (7 - updates) * (1 + 1)
+    assert len(unet) == updates * (1 + 3) + (7 - updates), "where tokens rest, null prompt and prompt share a call"
     assert len(decoder) == len(classifier) == 1 + updates * 3, "the first of all tells the inherent emotion"
-    assert [sees_tokens(call) for call in unet.calls[-6:]] == [False, True] + [False, True, True, True]
+    assert [sees_tokens(call) for call in unet.calls[-5:]] == [True] + [False, True, True, True]
 
 
 def test_tokens_stay_between_updates(pipe):
@@ -207,3 +215,83 @@ def test_a_sample_that_needs_a_step_is_looked_at_again(pipe):
         alone = guide(pipe, **mine, **settings, stop_probability=between)
         assert len(alone.trace[0].loss) == updates[b]
         torch.testing.assert_close(output.images[b], alone.images[0], rtol=0, atol=1e-4)
+
+
+# ---- presets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["paper", "full", "fast"])
+def test_presets_are_arguments_of_the_call(pipe, name):
+    preset = pipe.presets[name]
+    assert preset.keys() <= inspect.signature(pipe.__call__).parameters.keys()
+    output = guide(pipe, **{**preset, "num_inference_steps": 2})
+    assert output.images.isfinite().all() and len(output.trace[0].loss) > 0
+
+
+def test_the_papers_preset_is_what_is_done_without_one(pipe):
+    defaults = inspect.signature(pipe.__call__).parameters
+    assert pipe.presets["paper"] == {name: defaults[name].default for name in pipe.presets["paper"]}
+
+
+def test_the_pipelines_know_the_same_presets():
+    ours, xl = (family.pipeline_class.presets for family in FAMILIES)
+    assert ours.keys() == xl.keys()
+    assert all(ours[name].keys() == xl[name].keys() for name in ours)
+
+
+@only_stable_diffusion
+def test_the_fast_preset_adds_no_forward_pass_of_the_network(pipe, count_calls):
+    """What it adds is the backward pass and a preview, at every fourth step."""
+    unet, decoder = count_calls(pipe.unet), count_calls(pipe.vae.decoder)
+    trace = guide(pipe, num_inference_steps=8, **pipe.presets["fast"]).trace[0]
+    assert trace.inner_steps == 2
+    assert sum(noise.shape[0] for _, (noise,) in unet.calls) == 8 * 2 + 1, "at the first step the prompt alone, too"
+    assert [noise.requires_grad for _, (noise,) in unet.calls].count(True) == 2
+    assert len(decoder) == 1 + 2
+
+
+def test_the_fast_preset_evokes_emotions_on_storybook():
+    """By the guide; `frontier.py` asks judges who never guide, in more steps and for more pictures."""
+    pipe = tiny_models.quiet(MusePipeline.from_pretrained(tiny_models.REPOSITORY, trust_remote_code=True))
+    pipe.unet.set_attn_processor(AttnProcessor())
+    emotions = ["awe", "fear", "sadness", "excitement"]
+    seeds = [tiny_models.generator(seed) for seed in range(len(emotions))]
+    call = {"prompt": ["a house in the park"] * len(emotions), "generator": seeds, "num_inference_steps": 24}
+    output = pipe(**call, emotion=emotions, semantic_threshold=0, output_type="pt", **pipe.presets["fast"])
+    judged = pipe._classify(2 * output.images - 1).softmax(dim=-1)
+    columns = [pipe.emotion_labels.index(emotion) for emotion in emotions]
+    assert judged[range(len(emotions)), columns].mean() > 0.7
+    assert max(trace.inner_steps for trace in output.trace) <= 24 // 4
+
+
+# ---- the script that makes libraries -------------------------------------------------------------------------------
+
+
+def test_a_library_is_the_mean_over_pictures_whose_gate_opened():
+    pipe = tiny_models.muse_pipeline()
+    options = {"num_inference_steps": 2, "max_inner_steps": 1}
+    prompts = ["a cat", "two dogs"]
+    library = make_library(pipe, prompts, ["awe", "fear"], seed=3, batch_size=3, semantic_threshold=0, **options)
+    single = [
+        guide(pipe, prompt=prompt, emotion="fear", generator=tiny_models.generator(seed), **options).emotion_tokens
+        for prompt, seed in zip(prompts, (3 + 1, 3 + 3))
+    ]
+    assert set(library) == {"awe", "fear"}
+    torch.testing.assert_close(library["fear"], torch.cat(single).mean(dim=0), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="never opened.*'awe', 'fear'"):
+        make_library(pipe, prompts, ["awe", "fear"], semantic_threshold=math.inf, **options)
+
+
+def test_a_library_of_the_command_line_serves_the_next_call(tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a house in the park\n")
+    path = tmp_path / "made" / "library.safetensors"
+    arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--output", str(path), "--batch_size", "8"]
+    arguments += ["--num_inference_steps", "2", "--max_inner_steps", "1", "--semantic_threshold", "0"]
+    monkeypatch.setattr(sys, "argv", ["make_emotion_library.py", *arguments])
+    make_emotion_library.main()
+    library = load_file(path)
+    assert len(library) == 8 and {tokens.shape for tokens in library.values()} == {(4, 128)}
+    args = make_emotion_library.parse_args([*arguments, "--emotion_library", str(path), "--preset", "fast"])
+    call = call_options(args, MusePipeline.presets)
+    assert call["patience"] == call["max_inner_steps"] == 1 and call["num_inference_steps"] == 2
+    assert torch.equal(call["emotion_tokens"]["awe"], library["awe"])

@@ -10,6 +10,7 @@ measured before is not measured again.
     python examples/storybook/frontier.py                  # judges all rows
     python examples/storybook/frontier.py --time           # and tells their seconds
     python examples/storybook/frontier.py --confirm        # the presets on unseen prompts
+    python examples/storybook/frontier.py --xl             # the presets on the SDXL-shaped checkpoint
 """
 
 import argparse
@@ -39,7 +40,6 @@ from pipeline_muse import MusePipeline
 
 STOCK, WORD, FULL, FAST = "stock", "emotion's word in the prompt", "full", "fast"
 STEPS = 50  # of the denoising, unless a row says otherwise
-PRESETS = MusePipeline.presets
 LIBRARY = Path(__file__).parent / "emotion_library.safetensors"
 UNSEEN = 16  # prompts of the confirmation
 BATCH_SIZE = 16
@@ -103,6 +103,11 @@ def confirmed_rows() -> list[Row]:
     return [row for row in rows() if row.name in chosen]
 
 
+def xl_rows() -> list[Row]:
+    """The rows that are measured on the SDXL-shaped checkpoint."""
+    return [row for row in rows() if row.name in (STOCK, WORD, FULL, FAST)]
+
+
 def unseen_items() -> list[dict]:
     """Prompts that no choice was made on, each with the 8 emotions."""
     return items_of_generation(8 + UNSEEN)[8 * len(EMOTIONS) :]
@@ -141,7 +146,7 @@ def make(pipe: MusePipeline, row: Row, items: list[dict]) -> tuple[list, list]:
     call: dict[str, Any] = {"num_inference_steps": row.steps, "generator": generators}
     if row.preset is None:
         return pipe(prompts, **call).images, []
-    call |= PRESETS[row.preset] | row.changes
+    call |= pipe.presets[row.preset] | row.changes
     if row.library:
         call["emotion_tokens"] = load_file(LIBRARY)
     output = pipe(prompts, emotion=[item["emotion"] for item in items], **call)
@@ -159,7 +164,7 @@ def target_probability(images: list, items: list[dict], name: str) -> float:
     return float(probabilities[range(len(items)), columns].mean())
 
 
-def judge_row(row: Row, items: list[dict], sheets: Path | None = None) -> dict[str, Any]:
+def judge_row(row: Row, items: list[dict], sheets: Path) -> dict[str, Any]:
     """Accuracies, CLIP and what was spent per image."""
     images, traces = [], []
     with dressed(PROCESS["pipe"], row) as pipe:
@@ -175,8 +180,7 @@ def judge_row(row: Row, items: list[dict], sheets: Path | None = None) -> dict[s
             "evaluations": float(np.mean([sum(map(len, trace.loss)) for trace in traces])),
             "inner steps": float(np.mean([trace.inner_steps for trace in traces])),
         }
-    if sheets:
-        save_sheet(images[: 6 * len(EMOTIONS)], sheets / f"{row.name.replace(' ', '_')}.png")
+    save_sheet(images[: 6 * len(EMOTIONS)], sheets / f"{row.name.replace(' ', '_')}.png")
     return result
 
 
@@ -202,7 +206,7 @@ def build_library(dtype: str) -> None:
     from make_emotion_library import make_library, save_library
 
     prepare(dtype)
-    prompts, call = library_prompts(), {"num_inference_steps": STEPS, **PRESETS["full"]}
+    prompts, call = library_prompts(), {"num_inference_steps": STEPS, **MusePipeline.presets["full"]}
     library = make_library(PROCESS["pipe"], prompts, EMOTIONS, seed=5000, batch_size=8, **call)
     save_library(library, LIBRARY, base="Storybook")
 
@@ -216,7 +220,7 @@ def report(record: dict[str, Any], names: list[str], part: str = "rows") -> str:
     """The rows as a Markdown table, with times as multiples of the stock pipeline's."""
     table = {name: dict(record[part][name]) for name in names if name in record[part]}
     for name, row in table.items():
-        if name in record["seconds"]:
+        if name in record["seconds"] and part != "xl":
             row["seconds"] = record["seconds"][name]
             row["x stock"] = row["seconds"] / record["seconds"][STOCK]
     columns = ["Emo-A", "Emo-B", "Emo-C", "CLIP", "open", "looks of the gate", "evaluations", "inner steps"]
@@ -270,6 +274,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="names of rows; default: all")
     parser.add_argument("--time", action="store_true", help="tell the seconds of rows, too, in three rounds")
     parser.add_argument("--confirm", action="store_true", help="the presets on unseen prompts")
+    parser.add_argument("--xl", action="store_true", help="the presets on the SDXL-shaped checkpoint, and only that")
     parser.add_argument("--library", action="store_true", help="build the emotion library anew")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--sheets_dir", type=Path, default=Path("outputs/frontier"), help="for contact sheets")
@@ -279,27 +284,30 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     path = args.results_dir / "frontier.json"
-    record = json.loads(path.read_text()) if path.exists() else {"rows": {}, "seconds": {}, "confirmed": {}}
+    empty: dict[str, Any] = {"rows": {}, "seconds": {}, "confirmed": {}, "xl": {}}
+    record = empty | (json.loads(path.read_text()) if path.exists() else {})
     record["hardware"] = f"{os.cpu_count()} cores of an {processor()}, torch {torch.__version__}, {args.dtype}"
     if args.library:
         build_library(args.dtype)
         return
     chosen = [row for row in rows() if args.only is None or row.name in args.only]
-    items, unseen = items_of_generation(args.prompts), unseen_items()
+    items = items_of_generation(args.prompts)
+    parts = {"xl": (xl_rows(), items)} if args.xl else {"rows": (chosen, items)}
+    if args.confirm:
+        parts["confirmed"] = (confirmed_rows(), unseen_items())
     pool = ProcessPoolExecutor(
-        args.workers, multiprocessing.get_context("spawn"), initializer=prepare, initargs=(args.dtype,)
+        args.workers, multiprocessing.get_context("spawn"), initializer=prepare, initargs=(args.dtype, args.xl)
     )
     with pool:
-        jobs: dict[Any, tuple[str, Row]] = {}
-        for row in chosen:
-            if row.name not in record["rows"]:
-                jobs[pool.submit(judge_row, row, items, args.sheets_dir)] = ("rows", row)
-        for row in confirmed_rows() if args.confirm else []:
-            if row.name not in record["confirmed"]:
-                jobs[pool.submit(judge_row, row, unseen)] = ("confirmed", row)
+        jobs = {
+            pool.submit(judge_row, row, asked, args.sheets_dir / part): (part, row)
+            for part, (wanted, asked) in parts.items()
+            for row in wanted
+            if row.name not in record[part]
+        }
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="rows"):
             part, row = jobs[job]
-            record = json.loads(path.read_text()) | {"hardware": record["hardware"]} if path.exists() else record
+            record |= json.loads(path.read_text()) if path.exists() else {}  # others may be at work
             record[part][row.name] = job.result()
             tqdm.write(f"{part}, {row.name}: " + ", ".join(f"{k} {v:.2f}" for k, v in job.result().items()))
             save_json(path, record)
@@ -315,9 +323,11 @@ def main() -> None:
         f" {STEPS} DDIM steps unless named, guidance 7.5. Seconds are of one thread per image, in batches of"
         f" {BATCH_SIZE}.\n\n{report(record, names)}\n"
     )
-    if record["confirmed"]:
-        text += f"\nOn {UNSEEN} prompts that no choice was made on, x 8 emotions:\n\n"
-        text += report(record, names, "confirmed") + "\n"
+    for part, heading in (
+        ("confirmed", f"On {UNSEEN} prompts that no choice was made on, x 8 emotions"),
+        ("xl", "The SDXL-shaped checkpoint, on the first table's prompts"),
+    ):
+        text += f"\n{heading}:\n\n{report(record, names, part)}\n" if record[part] else ""
     path.with_suffix(".md").write_text(text)
     if STOCK in record["seconds"]:
         plot(record, path.with_suffix(".png"))
