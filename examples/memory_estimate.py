@@ -66,12 +66,12 @@ STAGES = {
     "_decode_output": "final decode",
 }
 
-# A guided step; fake tensors say 1 of CLIP's similarity, so the gate is asked, and opens
+# A guided step; fake tensors say 0.5 of CLIP's similarity, so the gate is asked, and opens
 CALL: dict[str, Any] = {
     "emotion": "awe",
     "num_inference_steps": 1,
     "max_inner_steps": 2,
-    "semantic_threshold": 0.5,
+    "semantic_threshold": 0.25,
     "loss_threshold": float("-inf"),
     "output_type": "pt",
 }
@@ -125,7 +125,7 @@ class Allocations(TorchDispatchMode):
     Counts the bytes of the storages that live while it is active, by owner.
 
     Over fake tensors whatever depends on none of them (timesteps, schedules, token ids) is computed for real. Where
-    code asks for a number that only data could tell, it gets 1 or True: all is finite, and no loop ends early.
+    code asks for a number that only data could tell, it gets 0.5, or 1 for yes: all is finite, no loop ends early.
 
     Attributes:
         live (`Counter[str]`): Bytes by owner, now.
@@ -198,7 +198,7 @@ class Allocations(TorchDispatchMode):
         except DataDependentOutputException:
             if func is not torch.ops.aten._local_scalar_dense.default:
                 raise
-            return tensors[0].dtype == torch.bool or 1
+            return 0.5 if tensors[0].is_floating_point() else 1
         for leaf in tree_leaves(output):
             if isinstance(leaf, torch.Tensor):
                 self.add(leaf)

@@ -1,0 +1,128 @@
+"""The script that computes memory with fake tensors: that it finds what a real call allocates, and where."""
+
+import json
+
+import memory_estimate
+import pytest
+import tiny_models
+import torch
+from PIL import Image
+
+
+CALLS = {
+    "checkpointing": {"gradient_checkpointing": True},
+    "chunks of an edit": {
+        "prompt": ["a cat", "a dog"],
+        "max_inner_batch": 1,
+        "image": Image.new("RGB", (32, 32), "teal"),
+    },
+    "stock": {"emotion": None},
+}
+MIB = 2**20
+
+
+def record(pipe, offload=False, **call):
+    """What a short call of a tiny pipeline allocates."""
+    settings = {"prompt": "a cat", "semantic_threshold": 0, "max_inner_steps": 1, "output_type": "latent"}
+    settings["generator"] = tiny_models.generator()
+    return memory_estimate.record(pipe, offload, **memory_estimate.CALL | settings | call)
+
+
+def weights(pipe, *names):
+    """Bytes of the weights of these components, of all by default."""
+    parts = memory_estimate.networks(pipe)
+    tensors = [one for name in names or parts for one in memory_estimate.tensors_of(parts[name])]
+    return sum(memory_estimate.nbytes(one) for one in tensors)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_fake_tensors_allocate_what_real_ones_do(family, pipe, call):
+    real = record(tiny_models.muse_pipeline(family), **call)
+    with memory_estimate.faked(pipe):
+        fake = record(pipe, **call)
+    # Of fake iterates the first stays the best, whose noise is then kept beside the present one
+    noise = 4 * 16 * 16 * 4
+    assert 0 <= fake.peak.total() - real.peak.total() <= noise
+    assert fake.peak.keys() == real.peak.keys() and fake.peak_stage == real.peak_stage
+    for stage in real.stages.keys() - {"inner loop"}:
+        assert fake.stages[stage] == real.stages[stage] > 0
+
+
+@tiny_models.only_stable_diffusion
+def test_a_call_gives_back_all_but_its_result(pipe):
+    allocations = record(pipe)
+    assert allocations.live["weights"] == weights(pipe)
+    assert 0 <= allocations.live.total() - weights(pipe) < 0.02 * MIB < allocations.peak.total() - weights(pipe)
+
+
+def test_storages_count_once_in_blocks_of_the_allocator_until_they_die():
+    with memory_estimate.Allocations() as allocations:
+        one = torch.ones(100)
+        view = one[50:]
+        assert allocations.live == {"rest": 512}
+        del one
+        assert allocations.live == {"rest": 512}
+        with allocations.owned_by("other"), allocations.during("later"):
+            two = view + 1
+            del view
+        assert allocations.live == {"rest": 0, "other": 512}
+        del two
+    assert allocations.peak == {"rest": 512, "other": 512} and allocations.peak_stage == "later"
+    assert allocations.stages["later"] == 1024 and allocations.live.total() == 0
+
+
+@pytest.mark.parametrize("family", [tiny_models.STABLE_DIFFUSION_XL], ids=str)
+def test_the_vae_that_decodes_in_float32_counts_as_such(pipe):
+    real = record(tiny_models.muse_pipeline(tiny_models.STABLE_DIFFUSION_XL).to(torch.float16))
+    with memory_estimate.faked(pipe.to(torch.float16)):
+        fake = record(pipe)
+    assert fake.peak["weights"] == real.peak["weights"] > weights(pipe) + weights(pipe, "vae") / 2
+    assert fake.peak["vae"] == real.peak["vae"] and fake.stages["stock noise"] == real.stages["stock noise"]
+
+
+@tiny_models.only_stable_diffusion
+def test_offloaded_weights_count_while_they_are_on_the_device(pipe):
+    allocations = record(pipe, offload=True)  # CLIP never comes: the gate's threshold is 0
+    assert allocations.peak["weights"] == weights(pipe, "unet", "vae", "emotion_classifier")
+    assert weights(pipe, "text_encoder") < allocations.stages["text encoding"] < weights(pipe)
+
+
+def test_attention_keeps_no_matrix_of_all_pairs():
+    kept = []
+    for size in (128, 256):
+        pipe = tiny_models.muse_pipeline()
+        with memory_estimate.faked(pipe):
+            kept.append(record(pipe, height=size, width=size).peak["unet"])
+    assert kept[1] < 4.1 * kept[0]  # as there are four times the pixels
+
+
+def test_an_estimate_names_stage_and_parts_of_the_peak():
+    result = memory_estimate.estimate("sd15", 512, torch.float16, keep_best=False, max_inner_steps=1)
+    assert result["weights_gib"]["unet"] == pytest.approx(859_520_964 * 2 / 2**30, abs=2e-3)
+    assert result["peak_gib"] == result["stages_gib"][result["peak_stage"]] < memory_estimate.GOALS_GIB["sd15"]
+    assert result["peak_gib"] == pytest.approx(sum(result["parts_gib"].values()), abs=5e-3)
+    assert result["parts_gib"]["vae"] > result["parts_gib"]["unet"] > 0.5
+
+
+def test_the_script_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
+    def tiny(architecture, device, dtype, with_preview_vae):
+        decoder = tiny_models.preview_vae() if with_preview_vae else None
+        return tiny_models.muse_pipeline(preview_vae=decoder).to(dtype)
+
+    output = tmp_path / "memory.json"
+    options = ["edit", "preview_vae"]
+    arguments = ["--architecture", "sd15", "--size", "64", "--output", str(output), "--options", *options]
+    monkeypatch.setattr(memory_estimate, "build_pipeline", tiny)
+    monkeypatch.setattr("sys.argv", ["memory_estimate.py", *arguments])
+    memory_estimate.main()
+    report = json.loads(output.read_text())
+    assert report["note"] == memory_estimate.NOTE and list(report["options"]) == options
+    assert "preview_vae" in report["options"]["preview_vae"]["weights_gib"]
+    assert output.with_suffix(".png").stat().st_size > 1000
+    assert memory_estimate.NOTE in capsys.readouterr().out
+
+
+def test_bad_sizes_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        memory_estimate.parse_args(["--size", "100"])
+    assert "multiple of 64" in capsys.readouterr().err
