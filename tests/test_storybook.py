@@ -1,5 +1,6 @@
 """What the model card says of the bundled weights, on a few images; the whole table is `evaluate.py`'s."""
 
+import inspect
 import json
 import random
 import sys
@@ -12,7 +13,7 @@ from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblings
 from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS
 
-from pipeline_muse import PixelSpec
+from pipeline_muse import MusePipeline, PixelSpec
 
 
 STORYBOOK = tiny_models.REPOSITORY / "examples" / "storybook"
@@ -94,7 +95,7 @@ def test_the_checkpoint_is_small_and_the_judges_are_no_part_of_it():
     assert {path.name for path in weights} <= set(WEIGHT_NAMES)
     assert sum(path.stat().st_size for path in weights) < 40e6
     examples = [path for path in STORYBOOK.parent.rglob("*") if path.is_file()]
-    assert {path.parent.name for path in examples if path.suffix == ".safetensors"} == {"judges", "xl"}
+    assert {path.parent.name for path in examples if path.suffix == ".safetensors"} == {"judges", "xl", "fast"}
     names = [path.relative_to(tiny_models.REPOSITORY).as_posix() for path in weights + examples]
     fetched, _ = variant_compatible_siblings(names)  # what diffusers downloads of a repository
     assert {name.split("/")[0] for name in fetched} == {path.parent.name for path in weights}, "none of the examples"
@@ -237,3 +238,47 @@ def test_a_resumed_training_ends_as_an_unbroken_one(tmp_path):
     save_checkpoint(tmp_path / "a.checkpoint", 3, **first)
     train(second, range(load_checkpoint(tmp_path / "a.checkpoint", **second), 6))
     assert torch.equal(second["model"].weight, unbroken["model"].weight)
+
+
+# ---- the frontier of accuracy against time -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def frontier():
+    import frontier
+
+    return frontier
+
+
+def test_the_frontier_is_what_nothing_beats_in_both(frontier):
+    points = {"slow": (3.0, 70.0), "fast": (1.0, 60.0), "worse": (2.0, 55.0), "no better": (3.5, 70.0)}
+    points["best"] = (9.0, 80.0)
+    assert frontier.frontier(points) == [(1.0, 60.0), (3.0, 70.0), (9.0, 80.0)]
+
+
+def test_rows_of_the_frontier_are_calls_of_the_pipeline(frontier):
+    rows = frontier.rows()
+    assert len({row.name for row in rows}) == len(rows)
+    arguments = inspect.signature(MusePipeline.__call__).parameters
+    assert all(row.changes.keys() <= arguments.keys() and row.preset in (None, *MusePipeline.presets) for row in rows)
+    recorded = json.loads((STORYBOOK / "results" / "frontier.json").read_text())
+    assert {row.name for row in rows} == recorded["rows"].keys() == recorded["seconds"].keys()
+
+
+def test_prompts_that_confirm_are_unseen_by_choices_and_library(frontier):
+    from evaluate import items_of_generation
+
+    seen = {item["prompt"] for item in items_of_generation(8)}
+    unseen, of_library = {item["prompt"] for item in frontier.unseen_items()}, set(frontier.library_prompts())
+    assert len(unseen) == 16 and len(of_library) == 4
+    assert not (seen & unseen or seen & of_library or unseen & of_library)
+
+
+def test_the_small_decoder_makes_the_pictures_of_the_large_one(frontier, pipe):
+    tiny, vae = frontier.load_preview_vae(), pipe.vae
+    latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        large = vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
+        small = tiny.decode(latents / tiny.config.scaling_factor).sample.clamp(-1, 1)
+    correlation = torch.corrcoef(torch.stack([large.flatten(), small.flatten()]))[0, 1]
+    assert correlation > 0.9

@@ -40,7 +40,8 @@ from pipeline_muse import MusePipeline
 
 STOCK, WORD, FULL, FAST = "stock", "emotion's word in the prompt", "full", "fast"
 STEPS = 50  # of the denoising, unless a row says otherwise
-LIBRARY = Path(__file__).parent / "emotion_library.safetensors"
+FOLDER = Path(__file__).parent / "fast"  # weights have names that no diffusers download of the checkpoint takes along
+LIBRARY = FOLDER / "emotion_library.safetensors"
 UNSEEN = 16  # prompts of the confirmation
 BATCH_SIZE = 16
 
@@ -125,12 +126,18 @@ def library_prompts(count: int = 4) -> list[str]:
 # --------------------------------------------------------------------------------------
 
 
+def load_preview_vae() -> AutoencoderTiny:
+    """The small decoder of `train_preview_vae.py`, for `preview_vae` of Storybook's pipeline."""
+    tiny = AutoencoderTiny.from_config(json.loads((FOLDER / "preview_vae.json").read_text()))
+    tiny.load_state_dict(load_file(FOLDER / "preview_vae.safetensors"))
+    return tiny.eval()
+
+
 @contextmanager
 def dressed(pipe: MusePipeline, row: Row):
     """The pipeline with the row's components."""
     before, scheduler = pipe.preview_vae, pipe.scheduler
-    tiny = AutoencoderTiny.from_pretrained(Path(__file__).parent / "preview_vae").to(pipe.unet.dtype)
-    pipe.preview_vae = tiny.eval() if row.preview_vae else before
+    pipe.preview_vae = load_preview_vae().to(pipe.unet.dtype) if row.preview_vae else before
     if row.scheduler:
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
     try:
