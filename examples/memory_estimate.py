@@ -71,6 +71,7 @@ CALL: dict[str, Any] = {
     "emotion": "awe",
     "num_inference_steps": 1,
     "max_inner_steps": 2,
+    "keep_best": False,
     "semantic_threshold": 0.25,
     "loss_threshold": float("-inf"),
     "output_type": "pt",
@@ -86,11 +87,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "preview_scale 0.5": {"preview_scale": 0.5},
     "checkpointing, preview_vae": {"gradient_checkpointing": True, "preview_vae": True},
     "checkpointing, preview_scale 0.5": {"gradient_checkpointing": True, "preview_scale": 0.5},
-    "checkpointing, preview_vae, preview_scale 0.5": {
-        "gradient_checkpointing": True,
-        "preview_vae": True,
-        "preview_scale": 0.5,
-    },
     "checkpointing, VAE fixed for float16": {"gradient_checkpointing": True, "fixed_vae": True},
     "attention slicing": {"attention_slicing": True},
     "model CPU offload": {"offload": True},
@@ -428,9 +424,10 @@ def main() -> None:
         timelines[name] = result.pop("timeline")
         report["options"][name] = result
         print(row(name, result), flush=True)
+        if args.output:  # each time, as they take a while
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         heading = f"{args.architecture}, {args.size} px, {args.dtype}: {NOTE}"
         drawn = {name: timelines[name] for name in DRAWN if name in timelines}
         draw(drawn, GOALS_GIB[args.architecture], heading, args.output.with_suffix(".png"))
