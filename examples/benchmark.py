@@ -42,11 +42,11 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -552,8 +552,11 @@ def call_cost(counts: Mapping[str, float], parts: Mapping[str, float]) -> float:
     return sum(count * parts[name] for name, count in counts.items())
 
 
-def call_parts(bench: Bench, counts: Mapping[str, float]) -> dict[str, float]:
-    """Median seconds of each part that `counts` names; of backward passes without the forward pass before them."""
+def call_parts(bench: Bench, scales: Iterable[float] = (1.0,)) -> dict[str, float]:
+    """
+    Median seconds of each part of a call, with previews at `scales` of a side, by the names that `counted` gives them;
+    of backward passes without the forward pass before them.
+    """
     pipe, step = bench.pipe, first_step(bench)
     parts = inner_parts(bench, step)
     latents, pixels = parts["decoder"].value, parts["classifier"].value
@@ -566,10 +569,9 @@ def call_parts(bench: Bench, counts: Mapping[str, float]) -> dict[str, float]:
         STOCK_STEP: partial(predict_both, pipe, step),
     }
     both_ways = {"unet, 1 rows": parts["unet"], "classifier": parts["classifier"]}
-    for name in counts:
-        if name.startswith("preview") and not name.endswith(BACKWARD):
-            small = F.interpolate(latents, scale_factor=float(name.split(", ")[1]), mode="area")
-            both_ways[name] = Part(parts["decoder"].function, small)
+    for scale in scales:
+        small = F.interpolate(latents, scale_factor=scale, mode="area")
+        both_ways[f"preview, {scale:.2g}"] = Part(parts["decoder"].function, small)
     works |= {name: part.forward for name, part in both_ways.items()}
     works |= {name + BACKWARD: part.forward_backward for name, part in both_ways.items()}
     with torch.no_grad():
@@ -598,7 +600,13 @@ def calls(bench: Bench) -> Mapping[str, Measurement]:
     With random weights no inner loop ends early, so how often a call needs each part is counted on Storybook, and its
     seconds are computed from the parts'. Rows named "whole" are measured as they are, and show how well that holds.
     """
-    presets = {"paper": {}} | {name: dict(values) for name, values in type(bench.pipe).presets.items()}
+    presets = type(bench.pipe).presets
+    scales = sorted({preset.get("preview_scale", 1.0) for preset in presets.values()})
+
+    @cache
+    def parts_with(variant: str) -> dict[str, float]:
+        with bench.variant(variant), bench.in_call():
+            return call_parts(bench, scales)
 
     def compute(name: str) -> Row:
         arguments = {"num_inference_steps": bench.whole_steps} | presets[name]
@@ -606,8 +614,7 @@ def calls(bench: Bench) -> Mapping[str, Measurement]:
         stock = {STOCK_STEP: arguments["num_inference_steps"], "text": 1, "output": 1}
         row: Row = {"kind": "computed from parts", "counts": counts}
         for variant in ("full VAE", "preview_vae"):
-            with bench.variant(variant), bench.in_call():
-                parts = call_parts(bench, counts)
+            parts = parts_with(variant)
             seconds, least = call_cost(counts, parts), call_cost(stock, parts)
             row |= {
                 f"{variant}: parts": parts,
@@ -624,13 +631,11 @@ def calls(bench: Bench) -> Mapping[str, Measurement]:
             stock = seconds_of(partial(bench.stock, num_inference_steps=steps, output_type="latent"), bench.device)
             with counted(bench.pipe) as counts:
                 guided = seconds_of(partial(bench.call, bench.pipe, arguments), bench.device)
-            with bench.in_call():
-                parts = call_parts(bench, counts)
+        parts = parts_with(variant)
         least = steps * parts[STOCK_STEP] + parts["text"]
         return {
             "kind": "measured, gate open from the first step, no loop ends early, no final decoding",
             "counts": dict(counts),
-            f"{variant}: parts": parts,
             f"{variant}, s": round(guided, 2),
             f"{variant}: stock, s": round(stock, 2),
             f"{variant} / stock": round(guided / stock, 3),

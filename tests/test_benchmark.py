@@ -59,10 +59,49 @@ def test_medians_come_with_quartiles_and_ratios_with_what_other_draws_would_give
     assert noisy["low"] < noisy["median"] == 0.55 < noisy["high"]
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Works that take as long as it says, without being done."""
+    seconds = {}
+
+    def interleaved(works, *_, **options):
+        return {name: [seconds[name]] * 2 for name in works}
+
+    monkeypatch.setattr(benchmark, "interleaved", interleaved)
+    return seconds
+
+
 @tiny_models.only_stable_diffusion
-def test_an_iteration_is_the_difference_of_two_calls(bench):
+def test_an_iteration_is_the_difference_of_two_calls_and_is_compared_with_its_parts(bench, clock):
     bench.steps, bench.iterations = 2, 3
-    assert benchmark.per_iteration([2.0, 3.0], [8.0, 15.0], bench) == [1.0, 2.0]
+    clock.update({"unet": 1.0, "decoder": 2.0, "classifier": 2.0, "short": 10.0, "long": 46.0})
+    row = benchmark.limit(bench)["full VAE"]()
+    assert [row[f"{name}, s"]["median"] for name in ("sum", "ours")] == [5, 36 / 6]
+    assert row["ours / sum"]["median"] == 1.2
+    assert [row[f"{part}, %"] for part in ("unet", "decoder", "classifier")] == [20, 40, 40]
+
+
+@tiny_models.only_stable_diffusion
+def test_ours_is_compared_with_the_others(bench, clock):
+    clock.update({"parent": 2.0, "ours": 3.0})
+    assert benchmark.tax(bench)["emotion=None"]()["ours / parent"]["median"] == 1.5
+    clock.update({"plain 1": 12.0, "plain 2": 22.0, "ours 1": 8.0, "ours 2": 12.0})
+    row = benchmark.plain(bench)["ours with both"]()
+    assert row["iteration, plain, s"]["median"] == 10 and row["iteration, ratio"]["median"] == 0.4
+    assert row["step of 10, plain, s"]["median"] == 12 + 9 * 10
+    assert row["step of 10, ratio"]["median"] == pytest.approx((8 + 9 * 4) / 102, abs=1e-3)
+    clock.update({"stock": 2.0, "guided": 6.0})
+    assert benchmark.throughput(bench)["batch of 2"]()["guided, images/min"]["median"] == 20
+
+
+@tiny_models.only_stable_diffusion
+def test_a_backward_pass_costs_what_it_adds(bench, clock):
+    kinds = ("unet, 1 rows", "preview, 1", "classifier")
+    clock.update(dict.fromkeys(("text", "gate", "output", "unet, 2 rows", *kinds), 1.0))
+    clock.update({kind + benchmark.BACKWARD: 3.5 for kind in kinds})
+    with bench.in_call():
+        parts = benchmark.call_parts(bench)
+    assert {parts[kind + benchmark.BACKWARD] for kind in kinds} == {2.5} and parts["text"] == 1
 
 
 # ---- what is measured
@@ -144,7 +183,7 @@ def test_a_loop_that_ends_early_is_not_measured(bench):
 
 
 @tiny_models.only_stable_diffusion
-@pytest.mark.parametrize("section", ["tax", "plain", "peak", "throughput"])
+@pytest.mark.parametrize("section", ["tax", "limit", "plain", "peak", "throughput"])
 def test_a_section_is_a_table_of_measurements(bench, section):
     measurements = benchmark.SECTIONS[section](bench)
     rows = {name: measure() for name, measure in list(measurements.items())[-1:]}
@@ -152,16 +191,6 @@ def test_a_section_is_a_table_of_measurements(bench, section):
     table = benchmark.markdown_table(rows).splitlines()
     assert len(table) == 2 + len(rows) and len({line.count("|") for line in table}) == 1
     json.dumps(rows)
-
-
-@tiny_models.only_stable_diffusion
-def test_parts_of_the_limit_make_its_sum(bench):
-    bench.repeats = 2
-    row = benchmark.limit(bench)["preview_vae"]()
-    assert 98 <= sum(row[f"{part}, %"] for part in ("unet", "decoder", "classifier")) <= 102
-    least = sum(row[f"{part}, s"]["low"] for part in ("unet", "decoder", "classifier"))
-    assert least * 0.99 <= row["sum, s"]["median"]
-    assert row["ours, s"]["repeats"] == 2
 
 
 @tiny_models.only_stable_diffusion
@@ -227,9 +256,20 @@ def test_every_part_that_a_call_needs_is_timed(bench):
         bench.guided(max_inner_steps=1, preview_scale=0.5)
         bench.guided(semantic_threshold=1e5, max_inner_steps=0)
     with bench.in_call():
-        parts = benchmark.call_parts(bench, counts)
-    assert all(parts[name] > 0 for name in ("text", "gate", "output", "unet, 1 rows", "unet, 2 rows", "preview, 0.5"))
+        parts = benchmark.call_parts(bench, [1.0, 0.5])
+    assert counts.keys() < parts.keys() and {"text", "output"} < parts.keys()
     assert benchmark.call_cost(counts, parts) > benchmark.call_cost({"unet, 2 rows": 1}, parts) > 0
+
+
+@tiny_models.only_stable_diffusion
+def test_a_whole_call_is_measured_beside_what_its_parts_foretell(bench):
+    bench.whole_steps = 5
+    sections = benchmark.calls(bench)
+    assert set(bench.pipe.presets) < set(sections)
+    row = sections["fast, whole, preview_vae"]()
+    assert row["counts"]["unet, 1 rows, backward"] == 2, "at worst every 4th step has an inner step"
+    assert row["counts"]["unet, 2 rows"] == 4, "the first step, and three at which the tokens rest"
+    assert row["preview_vae / stock"] > 0 and row["from parts / stock"] > 0
 
 
 def test_loops_are_counted_on_storybook_where_they_end_early():
@@ -265,10 +305,25 @@ def test_laws_are_fitted_and_drawn(bench, tmp_path):
 
 
 @tiny_models.only_stable_diffusion
-def test_a_change_is_made_for_half_of_the_works_and_taken_back(bench):
+def test_a_change_is_made_for_half_of_the_works_and_taken_back(bench, monkeypatch):
+    weight, timed, interleaved = bench.pipe.unet.conv_in.weight, {}, benchmark.interleaved
+
+    def see(works, bench, prepare):
+        def record(name):
+            prepare(name)
+            timed[name] = weight.is_contiguous(memory_format=torch.channels_last)
+
+        return interleaved(works, bench, prepare=record)
+
+    monkeypatch.setattr(benchmark, "interleaved", see)
     row = benchmark.compile_section(bench)["channels-last"]()
-    assert row["iteration, ratio"]["median"] > 0 and row["step, before, s"]["repeats"] == 1
-    assert bench.pipe.unet.conv_in.weight.is_contiguous()
+    assert timed == {
+        "step, before": False,
+        "iteration, before": False,
+        "step, after": True,
+        "iteration, after": True,
+    }
+    assert row["iteration, ratio"]["median"] > 0 and weight.is_contiguous()
 
 
 @tiny_models.only_stable_diffusion
