@@ -145,6 +145,14 @@ def test_an_ip_adapter_takes_embeddings(with_adapter):
     assert_same(guide(pipe, ip_adapter_image_embeds=embeds), guide(pipe, ip_adapter_image=picture))
 
 
+def test_an_ip_adapter_shows_its_picture_where_tokens_rest(with_adapter):
+    """There null prompt and prompt share a pass, the shorter one padded and masked."""
+    pipe, picture = with_adapter
+    settings = {"ip_adapter_image": picture, "max_inner_steps": 0, "num_inference_steps": 4}
+    apart, together = (guide(pipe, **settings, update_interval=interval).images for interval in (1, 4))
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-4)
+
+
 # ---- FreeU, hooks, replaced functions ------------------------------------------------------------------------------
 
 
