@@ -958,14 +958,14 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         },
         # Larger steps (than `MusePipeline`'s too: no layer norm scales XL's embeddings), and none where it is there
         "full": {"max_inner_steps": 5, "emotion_learning_rate": 0.15, "stop_probability": 0.97},
-        # One normalised step at every 4th denoising step, from the emotion's word on, until one is not needed
+        # One normalised step at every 3rd denoising step, from the emotion's word on, until one is not needed
         "fast": {
             "emotion_token_init": "emotion",
-            "update_interval": 4,
+            "update_interval": 3,
             "patience": 1,
             "max_inner_steps": 1,
             "emotion_optimizer": "normalized",
-            "emotion_learning_rate": 0.9,
+            "emotion_learning_rate": 0.5,
             "keep_best": False,
             "stop_probability": 0.97,
         },

@@ -241,13 +241,13 @@ def test_the_pipelines_know_the_same_presets():
 
 @only_stable_diffusion
 def test_the_fast_preset_adds_no_forward_pass_of_the_network(pipe, count_calls):
-    """What it adds is the backward pass and a preview, at every fourth step."""
+    """What it adds is the backward pass and a preview, at every third step."""
     unet, decoder = count_calls(pipe.unet), count_calls(pipe.vae.decoder)
-    trace = guide(pipe, num_inference_steps=8, **pipe.presets["fast"]).trace[0]
-    assert trace.inner_steps == 2
-    assert sum(noise.shape[0] for _, (noise,) in unet.calls) == 8 * 2 + 1, "at the first step the prompt alone, too"
-    assert [noise.requires_grad for _, (noise,) in unet.calls].count(True) == 2
-    assert len(decoder) == 1 + 2
+    trace = guide(pipe, num_inference_steps=9, **pipe.presets["fast"]).trace[0]
+    assert trace.inner_steps == 3
+    assert sum(noise.shape[0] for _, (noise,) in unet.calls) == 9 * 2 + 1, "at the first step the prompt alone, too"
+    assert [noise.requires_grad for _, (noise,) in unet.calls].count(True) == 3
+    assert len(decoder) == 1 + 3
 
 
 def test_the_fast_preset_evokes_emotions_on_storybook():
@@ -261,7 +261,7 @@ def test_the_fast_preset_evokes_emotions_on_storybook():
     judged = pipe._classify(2 * output.images - 1).softmax(dim=-1)
     columns = [pipe.emotion_labels.index(emotion) for emotion in emotions]
     assert judged[range(len(emotions)), columns].mean() > 0.7
-    assert max(trace.inner_steps for trace in output.trace) <= 24 // 4
+    assert max(trace.inner_steps for trace in output.trace) <= 24 // 3
 
 
 # ---- the script that makes libraries -------------------------------------------------------------------------------
