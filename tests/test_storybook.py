@@ -262,7 +262,7 @@ def test_rows_of_the_frontier_are_calls_of_the_pipeline(frontier):
     arguments = inspect.signature(MusePipeline.__call__).parameters
     assert all(row.changes.keys() <= arguments.keys() and row.preset in (None, *MusePipeline.presets) for row in rows)
     recorded = json.loads((STORYBOOK / "results" / "frontier.json").read_text())
-    assert {row.name for row in rows} == recorded["rows"].keys() == recorded["seconds"].keys()
+    assert recorded["rows"].keys() == recorded["seconds"].keys() <= {row.name for row in rows}
 
 
 def test_prompts_that_confirm_are_unseen_by_choices_and_library(frontier):
