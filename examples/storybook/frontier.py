@@ -44,7 +44,7 @@ FOLDER = Path(__file__).parent / "fast"  # weights have names that no diffusers 
 LIBRARY = FOLDER / "emotion_library.safetensors"
 UNSEEN = 16  # prompts of the confirmation
 BATCH_SIZE = 16
-TIMED = 8  # images, one of each emotion
+TIMED = 8  # images, each of another prompt and another emotion
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of UNet and decoder")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rows at a time")
     parser.add_argument("--only", nargs="+", help="names of rows; default: all")
-    parser.add_argument("--time", action="store_true", help="tell the seconds of rows, too, in two rounds")
+    parser.add_argument("--time", action="store_true", help="tell the seconds of rows, too")
     parser.add_argument("--confirm", action="store_true", help="the presets on unseen prompts")
     parser.add_argument("--xl", action="store_true", help="the presets on the SDXL-shaped checkpoint, and only that")
     parser.add_argument("--library", action="store_true", help="build the emotion library anew")
@@ -321,10 +321,9 @@ def main() -> None:
             tqdm.write(f"{part}, {row.name}: " + ", ".join(f"{k} {v:.2f}" for k, v in job.result().items()))
             save_json(path, record)
         if args.time:
-            rounds = [pool.submit(time_row, row, items[:TIMED]) for _ in range(2) for row in chosen]
-            seconds = [job.result() for job in tqdm(rounds, desc="times")]
-            for k, row in enumerate(chosen):
-                record["seconds"][row.name] = float(np.median(seconds[k :: len(chosen)]))
+            timed = [items[(len(EMOTIONS) + 1) * k % len(items)] for k in range(TIMED)]
+            seconds = {row.name: pool.submit(time_row, row, timed) for row in chosen}
+            record["seconds"] |= {name: job.result() for name, job in tqdm(seconds.items(), desc="times")}
             save_json(path, record)
     names = [row.name for row in rows()]
     text = (
