@@ -948,7 +948,7 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         "emotion_tokens",
     ]
     # Arguments of `__call__` by name: `pipe(prompt, emotion="awe", **pipe.presets["fast"])`.
-    presets: dict[str, dict[str, Any]] = {
+    presets = {
         # The paper's, and the defaults
         "paper": {
             "max_inner_steps": 10,
@@ -969,7 +969,7 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
             "keep_best": False,
             "stop_probability": 0.97,
         },
-    }
+    }  # type: dict[str, dict[str, Any]]
     # What `save_config` writes. Read at once, as diffusers puts the file of each revision that it loads in one place.
     # Copied from pipeline_muse.MusePipeline._source
     _source = Path(__file__).read_bytes() if is_dynamic(__name__) else None

@@ -194,11 +194,12 @@ def judge_row(row: Row, items: list[dict], sheets: Path) -> dict[str, Any]:
     return result
 
 
-def time_row(row: Row, items: list[dict]) -> float:
-    """Seconds of one thread per image, of one batch."""
+def time_row(row: Row, items: list[dict], batch_size: int) -> float:
+    """Seconds of one thread per image."""
     with dressed(PROCESS["pipe"], row) as pipe:
         start = time.process_time()
-        make(pipe, row, items)
+        for first in range(0, len(items), batch_size):
+            make(pipe, row, items[first : first + batch_size])
         return (time.process_time() - start) / len(items)
 
 
@@ -287,6 +288,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rows at a time")
     parser.add_argument("--only", nargs="+", help="names of rows; default: all")
     parser.add_argument("--time", action="store_true", help="tell the seconds of rows, too")
+    parser.add_argument(
+        "--time_alone", action="store_true", help="tell the seconds of images that are made one by one"
+    )
     parser.add_argument("--confirm", action="store_true", help="the presets on unseen prompts")
     parser.add_argument("--xl", action="store_true", help="the presets on the SDXL-shaped checkpoint, and only that")
     parser.add_argument("--library", action="store_true", help="build the emotion library anew")
@@ -298,7 +302,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     path = args.results_dir / "frontier.json"
-    empty: dict[str, Any] = {"rows": {}, "seconds": {}, "confirmed": {}, "xl": {}}
+    empty: dict[str, Any] = {"rows": {}, "seconds": {}, "seconds alone": {}, "confirmed": {}, "xl": {}}
     record = empty | (json.loads(path.read_text()) if path.exists() else {})
     record["hardware"] = f"{os.cpu_count()} cores of an {processor()}, torch {torch.__version__}, {args.dtype}"
     if args.library:
@@ -325,11 +329,12 @@ def main() -> None:
             record[part][row.name] = job.result()
             tqdm.write(f"{part}, {row.name}: " + ", ".join(f"{k} {v:.2f}" for k, v in job.result().items()))
             save_json(path, record)
-        if args.time:
-            timed = [items[(len(EMOTIONS) + 1) * k % len(items)] for k in range(TIMED)]
-            seconds = {row.name: pool.submit(time_row, row, timed) for row in chosen}
-            record["seconds"] |= {name: job.result() for name, job in tqdm(seconds.items(), desc="times")}
-            save_json(path, record)
+        timed = [items[(len(EMOTIONS) + 1) * k % len(items)] for k in range(TIMED)]
+        for part, batch_size, is_wanted in (("seconds", TIMED, args.time), ("seconds alone", 1, args.time_alone)):
+            if is_wanted:
+                waiting = {row.name: pool.submit(time_row, row, timed, batch_size) for row in chosen}
+                record[part] |= {name: job.result() for name, job in tqdm(waiting.items(), desc=part)}
+                save_json(path, record)
     names = [row.name for row in rows()]
     text = (
         f"Measured by `examples/storybook/frontier.py` on {record['hardware']}: {args.prompts} prompts x 8 emotions,"
