@@ -795,7 +795,7 @@ def plot_laws(rows: Mapping[str, Row], title: str, path: Path) -> None:
         fitted = row["a"] * line ** row["b"] if "^" in row["law"] else row["a"] + row["b"] * line
         axis.plot(line, fitted, color="#c8372d", label=f"{row['law']}\nR² = {row['R2']:.3f}")
         axis.set(xlabel=name.removeprefix("seconds against "), ylim=(0, None))
-        axis.legend(loc="upper left", frameon=False)
+        axis.legend(loc="lower right", frameon=False)
     axes[0][0].set_ylabel("seconds of a guided call")
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
