@@ -197,6 +197,7 @@ def judge_row(row: Row, items: list[dict], sheets: Path) -> dict[str, Any]:
 def time_row(row: Row, items: list[dict], batch_size: int) -> float:
     """Seconds of one thread per image."""
     with dressed(PROCESS["pipe"], row) as pipe:
+        make(pipe, row, items[:1])  # warms up
         start = time.process_time()
         for first in range(0, len(items), batch_size):
             make(pipe, row, items[first : first + batch_size])
