@@ -2246,13 +2246,12 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         # HOW and WHICH
         resting = state.resting(looks, settings.patience)
         moving = [b for b in state.opened if b not in resting]
+        guided = noise_pred.clone()
         if moving:
-            guided = self._optimize_tokens(state, moving, step, predict, preview, noise_reference, settings)
-            noise_pred[moving] = torch.lerp(noise_pred[moving], guided, settings.emotion_strength)
+            guided[moving] = self._optimize_tokens(state, moving, step, predict, preview, noise_reference, settings)
         if resting:
-            guided = self._predict_guided(predict, noise_reference, resting, state.tokens[resting])[1]
-            noise_pred[resting] = torch.lerp(noise_pred[resting], guided, settings.emotion_strength)
-        return noise_pred
+            guided[resting] = self._predict_guided(predict, noise_reference, resting, state.tokens[resting])[1]
+        return torch.lerp(noise_pred, guided, settings.emotion_strength)
 
     # Copied from pipeline_muse.MusePipeline._run_callback
     def _run_callback(

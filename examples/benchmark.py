@@ -60,7 +60,7 @@ import transformers
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from full_size import build_pipeline, measured_memory, random_module, release_memory, resident
-from loading import DTYPES, REPOSITORY, default_device, load_pipeline, positive_int, processor
+from loading import DTYPES, REPOSITORY, default_device, load_pipeline, positive_int, processor, whole_file
 from tqdm.auto import tqdm
 
 from pipeline_muse import (
@@ -1007,9 +1007,8 @@ def read_report(args: argparse.Namespace) -> Row:
 def write_report(report: Row, path: Path) -> None:
     """Writes at once or not at all, so that a kill leaves the report of before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(".partial")
-    partial_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    partial_path.replace(path)
+    with whole_file(path) as partial_path:
+        partial_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def run_section(

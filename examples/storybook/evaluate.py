@@ -159,12 +159,17 @@ def make_images(pipe: MusePipeline, setting: Setting, items: list[dict], call: d
     return output.images, traces
 
 
-def items_of_generation(number_of_prompts: int) -> list[dict]:
-    """Prompt, emotion and seed of every image; the same for every setting. Prompts are spread over the world."""
+def shuffled_contents() -> list[tuple[str, str]]:
+    """All places with all subjects, in an order that spreads both."""
     contents = [(place, subject) for place in PLACES for subject in SUBJECTS]
     random.Random(0).shuffle(contents)
+    return contents
+
+
+def items_of_generation(number_of_prompts: int) -> list[dict]:
+    """Prompt, emotion and seed of every image; the same for every setting. Prompts are spread over the world."""
     items = []
-    for index, (place, subject) in enumerate(contents[TUNED_ON : TUNED_ON + number_of_prompts]):
+    for index, (place, subject) in enumerate(shuffled_contents()[TUNED_ON : TUNED_ON + number_of_prompts]):
         prompt = content_prompt(place, subject)
         for emotion in EMOTIONS:
             cue = random.Random(f"{index}/{emotion}").choice(CUES[emotion])

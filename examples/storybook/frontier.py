@@ -17,7 +17,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import random
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -30,10 +29,20 @@ import torch
 from common import save_json
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler
 from diffusers.models.attention_processor import AttnProcessor
-from evaluate import PROCESS, ROOT, items_of_generation, load, markdown, processor, save_sheet
+from evaluate import (
+    PROCESS,
+    items_of_generation,
+    load,
+    markdown,
+    processor,
+    save_sheet,
+    shuffled_contents,
+    to_pixels,
+)
+from make_emotion_library import make_library, save_library
 from safetensors.torch import load_file
 from tqdm import tqdm
-from world import EMOTIONS, PLACES, SUBJECTS, content_prompt
+from world import EMOTIONS, content_prompt
 
 from pipeline_muse import MusePipeline
 
@@ -119,9 +128,7 @@ def unseen_items() -> list[dict]:
 
 def library_prompts(count: int = 4) -> list[str]:
     """Prompts of the emotion library; neither those of the frontier nor those of the confirmation."""
-    contents = [(place, subject) for place in PLACES for subject in SUBJECTS]
-    random.Random(0).shuffle(contents)
-    return [content_prompt(*content) for content in contents[40 : 40 + count]]
+    return [content_prompt(*content) for content in shuffled_contents()[40 : 40 + count]]
 
 
 # --------------------------------------------------------------------------------------
@@ -168,8 +175,7 @@ def target_probability(images: list, items: list[dict], name: str) -> float:
     """What a judge gives the target on average; smoother than its accuracy."""
     judges = PROCESS["judges"]
     judge = judges.classifiers[name]
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    probabilities = judge(pixel_values=judges.spec.prepare(pixels)).logits.softmax(dim=-1)
+    probabilities = judge(pixel_values=judges.spec.prepare(to_pixels(images))).logits.softmax(dim=-1)
     columns = [judge.config.label2id[item["emotion"]] for item in items]
     return float(probabilities[range(len(items)), columns].mean())
 
@@ -212,11 +218,6 @@ def prepare(dtype: str, xl: bool = False) -> None:
 
 def build_library(dtype: str) -> None:
     """Mean tokens of each emotion over the images of `library_prompts` whose gate opened, in one safetensors file."""
-    import sys
-
-    sys.path.append(str(ROOT / "examples"))
-    from make_emotion_library import make_library, save_library
-
     prepare(dtype)
     prompts, call = library_prompts(), {"num_inference_steps": STEPS, **MusePipeline.presets["full"]}
     library = make_library(PROCESS["pipe"], prompts, EMOTIONS, seed=5000, batch_size=8, **call)
