@@ -1,21 +1,9 @@
 # Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """MUSE (https://huggingface.co/papers/2511.21051): an emotion for Stable Diffusion XL, at test time.
 
-The method is that of `pipeline_muse.py`, and so is most of the code: diffusers loads each file by itself, so what both
-need stands in both, under `# Copied from`, kept in step by `make fix-copies`. Different are conditioning (two text
-encoders, sizes), decoding (a VAE that overflows in float16) and defaults.
+The method is that of `pipeline_muse.py`, and stands here once more because diffusers loads each file by itself. What
+is XL's own stands below it: two text encoders, a VAE that overflows in float16, and defaults.
 """
 
 import inspect
@@ -23,12 +11,14 @@ import json
 import math
 import numbers
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -41,11 +31,9 @@ from diffusers import (
     DDIMInverseScheduler,
     DDIMScheduler,
     DiffusionPipeline,
-    ModelMixin,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
@@ -71,8 +59,15 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 logger = logging.get_logger(__name__)
 
+if TYPE_CHECKING:
+    Parent = StableDiffusionXLPipeline
+else:  # diffusers takes the one pipeline class that it finds in a file, so the mixin must not be one
+    Parent = object
 
-# Copied from pipeline_muse.EmotionPoint
+
+# ---- The same in both pipeline files: written by `make fix-copies` ----
+
+
 class EmotionPoint(NamedTuple):
     """Where an emotion lies in the circumplex of affect, and the colour that plots give it."""
 
@@ -85,7 +80,6 @@ class EmotionPoint(NamedTuple):
 # are the mean ratings of these eight words ("V.Mean.Sum" and "A.Mean.Sum") in Warriner, Kuperman & Brysbaert (2013),
 # Norms of valence, arousal, and dominance for 13,915 English lemmas, https://doi.org/10.3758/s13428-012-0314-x. The
 # ratings as a whole are licensed CC BY-NC-ND 3.0.
-# Copied from pipeline_muse.MIKELS_WHEEL
 MIKELS_WHEEL = {
     "amusement": EmotionPoint(7.00, 4.82, "#e0912f"),
     "contentment": EmotionPoint(6.62, 4.60, "#4f9d69"),
@@ -96,42 +90,27 @@ MIKELS_WHEEL = {
     "disgust": EmotionPoint(3.32, 5.00, "#7d8b2c"),
     "anger": EmotionPoint(2.50, 5.93, "#c8372d"),
 }
-# Copied from pipeline_muse.POSITIVE_EMOTIONS
 POSITIVE_EMOTIONS = frozenset(label for label, point in MIKELS_WHEEL.items() if point.valence > 5)
 
 # Keeps gradients of a float16 network out of the range where they round to zero; they are divided by it again.
-# Copied from pipeline_muse.FLOAT16_LOSS_SCALE
 FLOAT16_LOSS_SCALE = 1024.0
 
 # Tokens started from one hidden state would get one gradient; this share of noise tells them apart.
-# Copied from pipeline_muse.START_JITTER
 START_JITTER = 0.1
 
-# Copied from pipeline_muse.NUM_EMOTION_TOKENS
 NUM_EMOTION_TOKENS = 4
+TOKEN_STARTS = ("random", "emotion")
+MUSE_COMPONENTS = ["clip_model", "emotion_classifier", "preview_vae"]
 
 # What CLIP is asked where it has to do without an emotion classifier: the mean feature of these stands for an emotion.
-# Copied from pipeline_muse.EMOTION_TEMPLATES
 EMOTION_TEMPLATES = ("a picture that evokes {}", "a scene full of {}", "an image of {}", "this looks like {}")
-# Copied from pipeline_muse.EMOTION_PROMPTS
 EMOTION_PROMPTS = {label: [template.format(label) for template in EMOTION_TEMPLATES] for label in MIKELS_WHEEL}
 
-# Copied from pipeline_muse.PIXEL_SETTINGS
 PIXEL_SETTINGS = ("image_size", "image_mean", "image_std")  # what a classifier's config tells of its input
-# Copied from pipeline_muse.TEXTS
-TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "semantic_prompt")
-# Copied from pipeline_muse.NEGATIVE_PROMPTS
-NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds")
-# Copied from pipeline_muse.OUTPUT_TYPES
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# Copied from pipeline_muse.PREDICTION_TYPES
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-# Copied from pipeline_muse.EMOTION_OPTIMIZERS
-EMOTION_OPTIMIZERS = ("adam", "normalized")
-# Copied from pipeline_muse.MAX_WEIGHT
 MAX_WEIGHT = 1e6  # learning rates, weights and scales beyond it are mistakes
 
-# Copied from pipeline_muse.Emotion
 Emotion = str | Mapping[str, float] | None
 
 
@@ -140,7 +119,6 @@ Emotion = str | Mapping[str, float] | None
 # --------------------------------------------------------------------------------------
 
 
-# Copied from pipeline_muse.wheel_distance
 def wheel_distance(label: str, other: str, polarity_aware: bool = False) -> int:
     """
     How far apart two emotions are on Mikels' wheel.
@@ -167,7 +145,6 @@ def wheel_distance(label: str, other: str, polarity_aware: bool = False) -> int:
     return min(steps, len(wheel) - steps) + (3 if polarity_aware and across else 0)
 
 
-# Copied from pipeline_muse.wheel_neighbors
 def wheel_neighbors(label: str, same_valence: bool = True) -> list[str]:
     """
     The emotions next to `label` on Mikels' wheel.
@@ -187,7 +164,6 @@ def wheel_neighbors(label: str, same_valence: bool = True) -> list[str]:
     return [other for other in neighbors if wheel_distance(label, other, polarity_aware=same_valence) == 1]
 
 
-# Copied from pipeline_muse.normalize_emotion
 def normalize_emotion(emotion: Emotion, labels: Sequence[str]) -> dict[str, float]:
     """
     Turns one `emotion` entry into weights that sum to one; `None` has none.
@@ -220,13 +196,33 @@ def normalize_emotion(emotion: Emotion, labels: Sequence[str]) -> dict[str, floa
     return {label: weight / total for label, weight in emotion.items() if weight > 0}
 
 
-# Copied from pipeline_muse.label_weights
 def label_weights(rows: Iterable[Mapping[str, float]], labels: Sequence[str]) -> torch.Tensor:
     """Rows of label -> weight as a float32 matrix of shape `(len(rows), len(labels))`; absent labels weigh zero."""
     return torch.tensor([[row.get(label, 0.0) for label in labels] for row in rows], dtype=torch.float32)
 
 
-# Copied from pipeline_muse.muse_loss
+def mean_of_labels(table: Mapping[str, torch.Tensor], targets: Sequence[Mapping[str, float]]) -> torch.Tensor:
+    """Per target the mean of its labels' entries of `table`, by its weights; zeros where it has no labels."""
+    zeros = torch.zeros_like(next(iter(table.values())))
+    return torch.stack([sum((w * table[label] for label, w in target.items()), zeros) for target in targets])
+
+
+def similar_weights(
+    similar_emotions: str | Sequence[str] | Mapping[str, Sequence[str]] | None,
+    target: Mapping[str, float],
+    labels: Sequence[str],
+) -> dict[str, float]:
+    """The labels to keep away from as weights that sum to one (or none), without those of the target itself."""
+    if similar_emotions is None or similar_emotions == "both":
+        names = [other for label in target for other in wheel_neighbors(label, similar_emotions is None)]
+    elif isinstance(similar_emotions, Mapping):
+        names = [other for label in target for other in similar_emotions.get(label, ())]
+    else:
+        names = list(similar_emotions)
+    names = sorted((set(names) & set(labels)) - set(target))
+    return dict.fromkeys(names, 1 / len(names)) if names else {}
+
+
 def muse_loss(
     logits: torch.Tensor,
     target: torch.Tensor,
@@ -257,7 +253,6 @@ def muse_loss(
 # --------------------------------------------------------------------------------------
 
 
-# Copied from pipeline_muse.PixelSpec
 @dataclass(frozen=True)
 class PixelSpec:
     """What a vision model wants to see: `size` (height, width) pixels, normalised by `mean` and `std` per channel."""
@@ -309,7 +304,17 @@ class PixelSpec:
         return (image - mean) / std
 
 
-# Copied from pipeline_muse.signal_level
+def check_schedule(scheduler: Any) -> None:
+    """Raises a `ValueError` that names a scheduler without a diffusion's noise schedule, as EDM's, flows and IPNDM."""
+    config = scheduler.config
+    is_flow = config.get("use_flow_sigmas", False) or config.get("prediction_type") == "flow_prediction"
+    if is_flow or not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"`scheduler` {type(scheduler).__name__} does not tell the noise level of a timestep, which MUSE needs."
+            " Use a diffusion scheduler such as DDIMScheduler, and no flow matching."
+        )
+
+
 def signal_level(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor:
     """
     The cumulative alpha of `timestep`: the share of signal in the network's input. No scheduler state is changed.
@@ -317,16 +322,9 @@ def signal_level(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor:
     Schedulers with `sigmas` know their own noise level (also for fractional timesteps): alpha = 1 / (1 + sigma**2).
 
     Raises:
-        ValueError: If the scheduler has no `alphas_cumprod`, as EDM's, or is a flow-matching one, or for a timestep
-            beyond its last.
+        ValueError: As [`check_schedule`], and for a timestep beyond the scheduler's last.
     """
-    config = scheduler.config
-    is_flow = config.get("use_flow_sigmas", False) or config.get("prediction_type") == "flow_prediction"
-    if is_flow or not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(
-            f"`scheduler` {type(scheduler).__name__} does not tell the noise level of a timestep, which MUSE's"
-            " one-step preview needs. Use a diffusion scheduler such as DDIMScheduler."
-        )
+    check_schedule(scheduler)
     if not getattr(scheduler, "state_in_first_order", True):  # between two sigmas; how it scales its input tells where
         return scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep) ** 2
     if hasattr(scheduler, "sigmas") and hasattr(scheduler, "index_for_timestep"):
@@ -339,7 +337,6 @@ def signal_level(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor:
     return scheduler.alphas_cumprod[int(timestep)].double()
 
 
-# Copied from pipeline_muse.predict_x0
 def predict_x0(
     model_input: torch.Tensor, noise_pred: torch.Tensor, alpha_cumprod: float | torch.Tensor, prediction_type: str
 ) -> torch.Tensor:
@@ -363,7 +360,6 @@ def predict_x0(
     raise ValueError(f"`prediction_type` has to be one of {PREDICTION_TYPES}, but is {prediction_type!r}.")
 
 
-# Copied from pipeline_muse.check_preview
 def check_preview(scheduler: Any, timesteps: torch.Tensor) -> None:
     """Raises a `ValueError` that names the scheduler where [`predict_x0`] cannot be derived for its first timestep."""
     signal = signal_level(scheduler, timesteps[0])
@@ -379,7 +375,6 @@ def check_preview(scheduler: Any, timesteps: torch.Tensor) -> None:
         )
 
 
-# Copied from pipeline_muse.guide_noise
 def guide_noise(
     noise_reference: torch.Tensor | None,
     noise_cond: torch.Tensor,
@@ -395,7 +390,6 @@ def guide_noise(
     return noise_pred
 
 
-# Copied from pipeline_muse.clip_features
 def clip_features(
     clip_model: CLIPModel, image: torch.Tensor, text_inputs: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -415,7 +409,6 @@ def clip_features(
     return F.normalize(output.image_embeds.float(), dim=-1), F.normalize(output.text_embeds.float(), dim=-1)
 
 
-# Copied from pipeline_muse.clip_similarity
 def clip_similarity(
     clip_model: CLIPModel, image: torch.Tensor, text_inputs: Mapping[str, torch.Tensor], scale: float | None = None
 ) -> torch.Tensor:
@@ -434,7 +427,6 @@ def clip_similarity(
     return scale * (image_features * text_features).sum(dim=-1)
 
 
-# Copied from pipeline_muse.to_rgb
 def to_rgb(image: PIL.Image.Image, name: str = "image") -> PIL.Image.Image:
     """
     Any photograph as upright 8-bit RGB: EXIF rotation applied, 16 bits and floats (of which 1, 255 or 65535 is white)
@@ -455,7 +447,6 @@ def to_rgb(image: PIL.Image.Image, name: str = "image") -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-# Copied from pipeline_muse.array_to_rgb
 def array_to_rgb(array: np.ndarray, name: str = "image") -> PIL.Image.Image:
     """An array of shape `(H, W)` or `(H, W, 1, 3 or 4)`, uint8, uint16, bool or floats in [0, 1], as a picture."""
     if array.ndim == 3 and array.shape[-1] == 1:
@@ -475,63 +466,57 @@ def array_to_rgb(array: np.ndarray, name: str = "image") -> PIL.Image.Image:
     return to_rgb(PIL.Image.fromarray(array))
 
 
-# Copied from pipeline_muse.fit_size
-def fit_size(width: int, height: int, area: int, multiple: int = 8) -> tuple[int, int]:
-    """The size of about `area` pixels with the aspect ratio of `(width, height)`, in multiples of `multiple`."""
+def fit_size(
+    width: int, height: int, area: int, multiple: int = 8, new_width: int | None = None, new_height: int | None = None
+) -> tuple[int, int]:
+    """
+    The size with the aspect ratio of `(width, height)`, in multiples of `multiple`: of about `area` pixels, or of a
+    side that is given.
+    """
     scale = (area / (width * height)) ** 0.5
-    return tuple(max(multiple, round(side * scale / multiple) * multiple) for side in (width, height))
+    if new_width or new_height:
+        scale = new_width / width if new_width else new_height / height
+    fitted = [max(multiple, round(side * scale / multiple) * multiple) for side in (width, height)]
+    return new_width or fitted[0], new_height or fitted[1]
 
 
 # --------------------------------------------------------------------------------------
-# Checks, contexts and records
+# Checks and contexts
 # --------------------------------------------------------------------------------------
 
 
-# Copied from pipeline_muse.is_dynamic
 def is_dynamic(module: str) -> bool:
     """Whether diffusers or transformers loaded a module from a checkpoint's own code."""
     return module.split(".")[0] in ("diffusers_modules", "transformers_modules")
 
 
-# Copied from pipeline_muse.is_number
 def is_number(value: Any) -> bool:
     """True for Python's and NumPy's integers and floats, which PyTorch can take, but not for booleans."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-# Copied from pipeline_muse.check_range
-def check_range(name: str, value: Any, low: float, high: float = math.inf, integer: bool = False) -> None:
-    """Raises a `TypeError` or `ValueError` that names the argument unless `low <= value <= high`."""
+def check_number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    integer: bool = False,
+) -> None:
+    """Raises an error that names the argument unless it is a number of [low, high], or of (above, high]."""
     if not is_number(value) or (integer and not isinstance(value, numbers.Integral)):
         raise TypeError(f"`{name}` has to be {'an integer' if integer else 'a number'}, but is {value!r}.")
-    if not low <= value <= high:
-        raise ValueError(f"`{name}` has to lie in [{low}, {high}], but is {value!r}.")
+    if not (low <= value <= high and (value > above or above == -math.inf)):
+        interval = f"[{low}" if above == -math.inf else f"({above}"
+        raise ValueError(f"`{name}` has to lie in {interval}, {high}], but is {value!r}.")
 
 
-# Copied from pipeline_muse.check_choice
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raises a `ValueError` that names the argument unless it is one of `choices`."""
     if not (isinstance(value, str) and value in choices):
         raise ValueError(f"`{name}` has to be one of {list(choices)}, but is {value!r}.")
 
 
-# Copied from pipeline_muse.check_flag
-def check_flag(name: str, value: Any) -> None:
-    """Raises a `TypeError` that names the argument unless it is a boolean."""
-    if not isinstance(value, bool):
-        raise TypeError(f"`{name}` has to be True or False, but is {value!r}.")
-
-
-# Copied from pipeline_muse.check_texts
-def check_texts(name: str, value: Any) -> None:
-    """Raises an error that names the argument unless it is a string or a list of some strings."""
-    if isinstance(value, list) and not value:
-        raise ValueError(f"`{name}` is an empty list; give at least one string.")
-    if not all(isinstance(text, str) for text in (value if isinstance(value, list) else [value])):
-        raise TypeError(f"`{name}` has to be a string or a list of strings, but is {value!r}.")
-
-
-# Copied from pipeline_muse.check_tensor
 def check_tensor(name: str, value: Any, *shape: int | None) -> None:
     """Raises an error that names the argument unless it holds finite floats in `shape`; `None` is any size but 0."""
     if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
@@ -544,7 +529,16 @@ def check_tensor(name: str, value: Any, *shape: int | None) -> None:
         raise ValueError(f"`{name}` has to be finite, but holds infinite values or NaN.")
 
 
-# Copied from pipeline_muse.check_finite
+def check_texts(name: str, value: Any, count: int) -> list[str]:
+    """One text for each of `count` prompts, or an error that names the argument."""
+    texts = value if isinstance(value, list) else [value] * count
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"`{name}` has to be a string or a list of strings, but is {value!r}.")
+    if len(texts) != count:
+        raise ValueError(f"`{name}` has {len(texts)} entries for {count} prompts; give one for each.")
+    return texts
+
+
 def check_finite(name: str, values: torch.Tensor) -> None:
     """Raises a `ValueError` rather than letting a black image pass."""
     if not torch.isfinite(values).all():
@@ -554,74 +548,149 @@ def check_finite(name: str, values: torch.Tensor) -> None:
         )
 
 
-# Copied from pipeline_muse.steps_of_strength
-def steps_of_strength(strength: float, num_inference_steps: int) -> int:
-    """How many of the denoising steps an edit of this strength walks."""
-    return round(strength * num_inference_steps)
+def check_gradients(**outputs: torch.Tensor) -> None:
+    """Raises a `ValueError` that names the first network whose output does not depend on the tokens."""
+    for name, output in outputs.items():
+        if not output.requires_grad:
+            raise ValueError(
+                f"`{name}` passes no gradient on, which `emotion` needs: its forward detaches, or is quantised or"
+                " compiled for inference only."
+            )
 
 
-# Copied from pipeline_muse.check_strength
-def check_strength(strength: Any, num_inference_steps: int) -> None:
-    """Raises unless `strength` lies in (0, 1] and leaves at least one step."""
-    check_range("strength", strength, 0, 1)
-    if steps_of_strength(strength, num_inference_steps) < 1:
+def refuse(reason: str, **arguments: Any) -> None:
+    """Raises a `ValueError` that names the first of `arguments` that was given."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"`{name}` cannot be given {reason}.")
+
+
+def check_prompt_table(name: str, table: Any) -> dict[str, list[str]]:
+    """Labels with a list of texts for each, or an error that names the argument."""
+    if not isinstance(table, Mapping):
+        raise TypeError(f"`{name}` has to map labels to prompts, but is {table!r}.")
+    if len(table) < 2:
+        raise ValueError(f"`{name}` needs two labels to tell apart, but has {list(table)}.")
+    lists = {label: [texts] if isinstance(texts, str) else texts for label, texts in table.items()}
+    for label, texts in lists.items():
+        is_list = isinstance(texts, (list, tuple)) and len(texts) > 0
+        if not (isinstance(label, str) and is_list and all(isinstance(text, str) for text in texts)):
+            raise TypeError(f"`{name}` has to give {label!r} a prompt or a list of them, but has {texts!r}.")
+    return {label: list(texts) for label, texts in lists.items()}
+
+
+def check_similar(similar_emotions: Any, labels: list[str]) -> None:
+    """Raises unless `similar_emotions` is None, "both", a list of labels, or labels with a list for each."""
+    if similar_emotions is None or (isinstance(similar_emotions, str) and similar_emotions == "both"):
+        return
+    is_table = isinstance(similar_emotions, Mapping)
+    rows = [list(similar_emotions), *similar_emotions.values()] if is_table else [similar_emotions]
+    if not all(isinstance(names, (list, tuple)) for names in rows):
+        raise TypeError(
+            "`similar_emotions` has to be None, 'both', a list of labels or a mapping from labels to lists of"
+            f" labels, but is {similar_emotions!r}."
+        )
+    unknown = [name for names in rows for name in names if not (isinstance(name, str) and name in labels)]
+    if unknown:
+        raise ValueError(f"`similar_emotions` {unknown} are not among {sorted(labels)}.")
+
+
+def check_pictures(name: str, pictures: Any, count: int, channels: int) -> list[PIL.Image.Image] | torch.Tensor:
+    """One picture, or one for each of `count` prompts: upright RGB, or a tensor `(n, channels, H, W)` in [0, 1]."""
+    if isinstance(pictures, np.ndarray):
+        pictures = list(pictures) if pictures.ndim == 4 else pictures
+    pictures = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+    if not pictures or not all(isinstance(one, (PIL.Image.Image, np.ndarray, torch.Tensor)) for one in pictures):
+        kinds = sorted({type(one).__name__ for one in pictures}) or "an empty list"
+        raise TypeError(
+            f"`{name}` has to be a PIL image, an array, a tensor or a list of them, but is {kinds}; open a file with"
+            " `diffusers.utils.load_image`."
+        )
+    if len({one.shape if isinstance(one, torch.Tensor) else None for one in pictures}) > 1:
+        raise ValueError(f"`{name}` has to hold tensors of one shape, or no tensors.")
+    result: Any
+    if isinstance(pictures[0], torch.Tensor):
+        result = torch.cat(pictures) if pictures[0].ndim == 4 else torch.stack(pictures)
+        if result.ndim != 4 or result.shape[1] != channels or result.numel() == 0:
+            raise ValueError(
+                f"`{name}` tensors have to be of shape ({channels}, H, W), but are {tuple(result.shape[1:])}."
+            )
+        if not (result.is_floating_point() and result.min() >= 0 and result.max() <= 1):
+            raise ValueError(f"`{name}` tensors have to hold floats in [0, 1].")
+    else:
+        if any(isinstance(one, PIL.Image.Image) and 0 in one.size for one in pictures):
+            raise ValueError(f"`{name}` has no pixels.")
+        result = [(to_rgb if isinstance(one, PIL.Image.Image) else array_to_rgb)(one, name) for one in pictures]
+    if len(result) not in (1, count):
+        raise ValueError(f"`{name}` holds {len(result)} pictures for {count} prompts; give one, or one for each.")
+    return result
+
+
+def check_differentiable(module: torch.nn.Module) -> None:
+    """Raises a `ValueError` that names a network whose attention or weights are known to have no backward pass."""
+    name = type(module).__name__
+    if any("XFormers" in type(one).__name__ for one in getattr(module, "attn_processors", {}).values()):
         raise ValueError(
-            f"`strength` has to lie in (0, 1] and leave a step to walk, but is {strength} of {num_inference_steps}."
+            f"`emotion` needs gradients, which xFormers' attention in {name} lacks for some widths of heads. Use"
+            " PyTorch's: call `pipe.disable_xformers_memory_efficient_attention()`."
+        )
+    if any(weight.is_inference() for weight in module.parameters()):
+        raise ValueError(f"`emotion` needs weights of {name} that were not loaded inside `torch.inference_mode()`.")
+    hooks = [part._diffusers_hook.hooks for part in module.modules() if hasattr(part, "_diffusers_hook")]
+    if any("layerwise_casting" in one for one in hooks):
+        raise ValueError(
+            f"`emotion` needs gradients, for which the weights of {name} have to stay as they are: load it without"
+            " layerwise casting, in bfloat16 or float16."
         )
 
 
-# Copied from pipeline_muse.accepted_arguments
 def accepted_arguments(function: Callable, **arguments: Any) -> dict[str, Any]:
-    """Those of `arguments` that `function` has parameters for; schedulers differ in what `step` takes."""
+    """Those of `arguments` that `function` has parameters for."""
     return {name: value for name, value in arguments.items() if name in inspect.signature(function).parameters}
 
 
-# Copied from pipeline_muse.repeat_each
 def repeat_each(values: list, times: int) -> list:
     """`[a, b]` -> `[a, a, b, b]`, the order in which upstream lays out several images per prompt."""
     return [value for value in values for _ in range(times)]
 
 
-# Copied from pipeline_muse.chunks
 def chunks(values: list, size: int | None) -> list[list]:
     """`values` in runs of at most `size`; in one run where `size` is `None`."""
     size = size or max(1, len(values))
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-# Copied from pipeline_muse.checkpointed
-@contextmanager
-def checkpointed(*modules: ModelMixin) -> Iterator[None]:
-    """Models that recompute activations in the backward pass; every flag returns to what it was, whatever happens."""
-    parts = [part for module in modules for part in module.modules() if hasattr(part, "gradient_checkpointing")]
-    flags = [part.gradient_checkpointing for part in parts]
-    try:
-        for module in modules:
-            module.enable_gradient_checkpointing()
-        yield
-    finally:
-        for part, flag in zip(parts, flags):
-            part.gradient_checkpointing = flag
+_freeze_lock = threading.Lock()
+_frozen: dict[torch.nn.Module, list] = {}  # by module: how many calls freeze it, and the flags that it had before
 
 
-# Copied from pipeline_muse.frozen
 @contextmanager
 def frozen(*modules: torch.nn.Module) -> Iterator[None]:
-    """Modules in eval mode whose weights need no gradient; every flag returns to what it was, whatever happens."""
-    weights = [(module, name, one.requires_grad) for module in modules for name, one in module.named_parameters()]
-    training = [(part, part.training) for module in modules for part in module.modules()]
-    try:
+    """
+    Modules in eval mode whose weights need no gradient. Every flag returns to what it was, whatever happens, once the
+    last call that freezes a module is done: pipelines of several threads may share it.
+    """
+    with _freeze_lock:
         for module in modules:
-            module.requires_grad_(False).eval()
+            if module not in _frozen:
+                weights = [(name, weight.requires_grad) for name, weight in module.named_parameters()]
+                _frozen[module] = [0, weights, [(part, part.training) for part in module.modules()]]
+                module.requires_grad_(False).eval()
+            _frozen[module][0] += 1
+    try:
         yield
     finally:
-        for module, name, requires_grad in weights:
-            module.get_parameter(name).requires_grad_(requires_grad)  # by name: offloading replaces weights
-        for part, mode in training:
-            part.training = mode
+        with _freeze_lock:
+            for module in reversed(modules):  # they may share parts
+                _frozen[module][0] -= 1
+                if _frozen[module][0] == 0:
+                    _, weights, training = _frozen.pop(module)
+                    for name, requires_grad in weights:  # by name: offloading replaces weights
+                        module.get_parameter(name).requires_grad_(requires_grad)
+                    for part, mode in training:
+                        part.training = mode
 
 
-# Copied from pipeline_muse.fork_generator
 def fork_generator(generator: torch.Generator | list[torch.Generator] | None):
     """A copy that draws what `generator` would draw next and leaves it where it is, so stock noise stays stock."""
     if isinstance(generator, list):
@@ -630,171 +699,47 @@ def fork_generator(generator: torch.Generator | list[torch.Generator] | None):
     return torch.Generator(device=source.device).set_state(source.get_state())
 
 
-def latents_statistics(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> list[torch.Tensor]:
-    """Mean and standard deviation per channel by which this VAE's latents are normalised; 0 and 1 if they are not."""
-    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
-    values = (mean, std) if mean is not None and std is not None else ([0.0], [1.0])
-    return [torch.tensor(value, dtype=latents.dtype, device=latents.device).view(1, -1, 1, 1) for value in values]
+# --------------------------------------------------------------------------------------
+# Settings: one table, from which checks and messages come
+# --------------------------------------------------------------------------------------
 
 
-@contextmanager
-def upcast(vae: AutoencoderKL) -> Iterator[None]:
-    """In float32, as upstream decodes, a VAE that overflows in float16; back in float16 whatever happens."""
-    overflows = vae.dtype == torch.float16 and vae.config.force_upcast
-    try:
-        if overflows:
-            vae.to(torch.float32)
-        yield
-    finally:
-        if overflows:
-            vae.to(torch.float16)
+def setting(default: Any, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> Any:
+    """A field of [`GuidanceSettings`]: its default and its range, (above, high] or [low, high]."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
 
 
-# Copied from pipeline_muse.Iterate
-@dataclass
-class Iterate:
-    """One point of the inner loop that was evaluated: its loss, the noise it leads to, and the tokens themselves."""
-
-    loss: float
-    noise_pred: torch.Tensor  # (channels, h, w)
-    tokens: torch.Tensor  # (n, D)
-    index: int
-
-
-# Copied from pipeline_muse.InnerLoop
-@dataclass
-class InnerLoop:
-    """The optimisation of one denoising step, by sample: the tokens as they move, and the best so far."""
-
-    tokens: dict[int, torch.Tensor]  # each (n, D), float32
-    optimizer: torch.optim.Optimizer
-    best: dict[int, Iterate] = field(default_factory=dict)
-
-
-# Copied from pipeline_muse.SourceRegion
-@dataclass
-class SourceRegion:
-    """Where an edit may act, and what it has to put back elsewhere."""
-
-    mask: torch.Tensor  # (B, 1, h, w), 1 where the emotion acts, 0 where the source stays
-    path: list[torch.Tensor]  # latents (B, channels, h, w) of the inversion, from the source to noise
-
-    def restore(
-        self, latents: torch.Tensor, steps_left: int, samples: list[int] | slice = slice(None)
-    ) -> torch.Tensor:
-        """The latents of `samples` with the source's own, as the inversion met them, outside of the mask."""
-        mask, source = self.mask[samples], self.path[steps_left][samples]
-        return (mask * latents + (1 - mask) * source).to(latents.dtype)
-
-
-# Copied from pipeline_muse.select_rows
-def select_rows(value: Any, null: list[int], cond: list[int], batch_size: int) -> Any:
-    """
-    Rows of conditioning for the null prompt of the samples `null` and the prompt of the samples `cond`, in nested
-    dicts and lists too. Upstream stacks null rows first, so prompt rows are always the last `batch_size`.
-    """
-    if isinstance(value, torch.Tensor):
-        first = value.shape[0] - batch_size
-        return value[null + [first + sample for sample in cond]]
-    if isinstance(value, dict):
-        return {key: select_rows(part, null, cond, batch_size) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [select_rows(part, null, cond, batch_size) for part in value]
-    return value
-
-
-# Copied from pipeline_muse.Conditioning
-@dataclass
-class Conditioning:
-    """All that the network is told besides latents and timestep, for `batch_size` images."""
-
-    batch_size: int
-    prompt_embeds: torch.Tensor  # (2 * batch_size, L, D) with the null prompt first, or (batch_size, L, D)
-    added_cond_kwargs: dict[str, Any] | None = None
-    timestep_cond: torch.Tensor | None = None
-    cross_attention_kwargs: dict[str, Any] | None = None
-
-    @property
-    def has_null(self) -> bool:
-        return self.prompt_embeds.shape[0] > self.batch_size
-
-
-# Copied from pipeline_muse.GuidanceSettings with MusePipeline->MuseXLPipeline
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """The switches of the method, checked. Their meaning: [`MuseXLPipeline.__call__`]."""
+    """
+    The settings of the method: name, type, default (the paper's) and range. They are arguments of the pipelines, where
+    a preset fills in what is not given; their meaning: [`MuseMixin.__call__`].
+    """
 
-    semantic_threshold: float
-    max_inner_steps: int
-    loss_threshold: float
-    stop_probability: float | None
-    emotion_learning_rate: float
-    inherent_weight: float
-    similar_weight: float
-    similarity_scale: float | None
-    max_token_norm: float | None
-    guided_preview: bool
-    carry_emotion_tokens: bool
-    emotion_strength: float
-    update_interval: int
-    patience: int | None
-    emotion_optimizer: str
-    keep_best: bool
-    preview_scale: float
-    max_inner_batch: int | None
-    gradient_checkpointing: bool
+    emotion_strength: float = setting(1.0, above=0, high=1)
+    semantic_threshold: float = setting(18.0, low=0)
+    latest_start: float = setting(1.0, low=0, high=1)
+    update_interval: int = setting(1, low=1)
+    max_inner_steps: int = setting(10, low=0)
+    max_inner_batch: int | None = setting(None, low=1)
+    loss_threshold: float = setting(1e-4)
+    emotion_learning_rate: float = setting(0.01, low=0, high=MAX_WEIGHT)
+    inherent_weight: float = setting(0.0005, low=0, high=MAX_WEIGHT)
+    similar_weight: float = setting(0.0015, low=0, high=MAX_WEIGHT)
+    preview_scale: float = setting(1.0, above=0, high=1)
 
     def __post_init__(self):
-        check_range("emotion_strength", self.emotion_strength, 0, 1)
-        if self.emotion_strength == 0:
-            raise ValueError("`emotion_strength` has to lie in (0, 1], but is 0; use `emotion=None` for no emotion.")
-        check_range("update_interval", self.update_interval, 1, integer=True)
-        check_choice("emotion_optimizer", self.emotion_optimizer, EMOTION_OPTIMIZERS)
-        check_range("preview_scale", self.preview_scale, 0, 1)
-        if self.preview_scale == 0:
-            raise ValueError("`preview_scale` has to lie in (0, 1], but is 0; 0.5 halves both sides of a preview.")
-        for name in ("max_inner_batch", "patience"):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), 1, integer=True)
-        check_range("semantic_threshold", self.semantic_threshold, 0)
-        check_range("max_inner_steps", self.max_inner_steps, 0, integer=True)
-        check_range("loss_threshold", self.loss_threshold, -math.inf)
-        if self.stop_probability is not None:
-            check_range("stop_probability", self.stop_probability, 0, 1)
-        for name in ("max_token_norm", "similarity_scale"):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), 0, MAX_WEIGHT)
-        for name in ("emotion_learning_rate", "inherent_weight", "similar_weight"):
-            check_range(name, getattr(self, name), 0, MAX_WEIGHT)
-        for name in ("guided_preview", "carry_emotion_tokens", "keep_best", "gradient_checkpointing"):
-            check_flag(name, getattr(self, name))
-
-    def learning_rate(self, step: int) -> float:
-        """`lr * (1 - i / 100)` for the 0-based index i of the denoising step; zero from the 101st step on."""
-        return self.emotion_learning_rate * max(0.0, 1 - step / 100)
-
-    def optimizer(self, tokens: Iterable[torch.Tensor], step: int) -> torch.optim.Optimizer:
-        """A fresh one for each denoising step; for normalised steps the gradients come normalised."""
-        kind = torch.optim.Adam if self.emotion_optimizer == "adam" else torch.optim.SGD
-        return kind(tokens, lr=self.learning_rate(step))
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if value is not None or part.default is not None:
+                check_number(part.name, value, integer=part.type is not float, **part.metadata)
 
 
-# Copied from pipeline_muse.Request
-@dataclass
-class Request:
-    """One call, checked and completed; what stands in lists has one entry per prompt."""
-
-    given: dict[str, Any]  # the arguments by name, with prompt, source, mask and size as they will be used
-    settings: GuidanceSettings
-    labels: list[str]
-    targets: list[dict[str, float]]
-    similar: list[dict[str, float]]
-    emotion_prompts: dict[str, list[str]] | None  # where CLIP classifies zero-shot
-    semantic_prompts: list[str] | None  # where the gate asks CLIP
-    leads_from_source: bool  # guidance leads away from the source prompt instead of the null prompt
+# --------------------------------------------------------------------------------------
+# The method: WHEN, HOW and WHICH
+# --------------------------------------------------------------------------------------
 
 
-# Copied from pipeline_muse.MuseTrace
 @dataclass
 class MuseTrace:
     """
@@ -832,191 +777,1069 @@ class MuseTrace:
         return sum(p for label, p in zip(self.labels, kept) if label in self.emotion)
 
 
-# Copied from pipeline_muse.GuidanceState
-@dataclass
-class GuidanceState:
-    """What MUSE knows about the images of a batch while it denoises: B images, C labels, n tokens of width D."""
+class GuidedImage:
+    """One image on its way: where it shall go (WHICH), whether its gate is open (WHEN), and its tokens S (HOW)."""
 
-    target: torch.Tensor  # (B, C), rows sum to 1, or to 0 without an emotion
-    similar: torch.Tensor  # (B, C)
-    inherent: torch.Tensor  # (B, C), zero until the gate opens
-    traces: list[MuseTrace]
-    classify: Callable[[torch.Tensor], torch.Tensor]  # pixels (b, 3, H, W) in [-1, 1] -> logits (b, C), float32
-    start_tokens: torch.Tensor | None = None  # (B, n, D), float32
-    tokens: torch.Tensor | None = None  # (B, n, D), float32
-    norm_limit: torch.Tensor | None = None  # (B,)
-    text_inputs: dict[str, torch.Tensor] | None = None  # the gate's text, each of shape (B, length)
-    calm: dict[int, int] = field(default_factory=dict)  # by sample, how many updates in a row needed no inner step
-    previous_preview: dict[int, torch.Tensor] = field(default_factory=dict)
+    def __init__(self, labels: list[str], emotion: dict[str, float], similar: dict[str, float], device: torch.device):
+        self.trace = MuseTrace(labels, emotion)  # a report, from which nothing is read
+        self.target, self.similar = label_weights([emotion, similar], labels).to(device)  # (C,); zeros: none
+        self.inherent = torch.zeros_like(self.target)
+        self.is_open = False
+        self.has_settled = False  # S stays as it is for good
+        self.previous_preview: torch.Tensor | None = None  # (3, H, W)
+        self.tokens: torch.Tensor | None = None  # S, (n, D), float32
 
     @property
-    def closed(self) -> list[int]:
-        """Samples that are denoised without tokens."""
-        return [b for b, trace in enumerate(self.traces) if trace.gate_step is None]
+    def is_waiting(self) -> bool:
+        """Whether guidance has yet to start; images without an emotion never wait."""
+        return not self.is_open and bool(self.target.any())
 
-    @property
-    def waiting(self) -> list[int]:
-        """Samples whose gate may still open."""
-        return [b for b in self.closed if self.traces[b].emotion]
-
-    @property
-    def opened(self) -> list[int]:
-        return [b for b, trace in enumerate(self.traces) if trace.gate_step is not None]
-
-    def resting(self, looks: bool, patience: int | None) -> list[int]:
-        """Open samples that keep their tokens: all of them between updates, and those that have settled."""
-        return [b for b in self.opened if not looks or (patience and self.calm.get(b, 0) >= patience)]
-
-    def open_gate(self, sample: int, step: int, logits: torch.Tensor) -> None:
-        """Starts guidance of a sample whose preview evoked `logits` before; that emotion is its inherent one."""
-        trace = self.traces[sample]
+    def open_gate(self, step: int, logits: torch.Tensor) -> None:
+        """Starts guidance; what evoked `logits`, shape `(C,)`, until now is the image's inherent emotion."""
         label = int(logits.argmax())
-        trace.gate_step, trace.inherent_emotion = step, trace.labels[label]
-        self.inherent[sample] = 0.0
-        if self.target[sample, label] == 0:  # else target and inherent terms would cancel
-            self.inherent[sample, label] = 1.0
+        self.is_open, self.previous_preview = True, None
+        self.trace.gate_step, self.trace.inherent_emotion = step, self.trace.labels[label]
+        if self.target[label] == 0:  # else target and inherent terms would cancel
+            self.inherent[label] = 1.0
 
-    def mean_of_labels(self, table: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Per sample, its labels' entries of `table` weighted as in its target; zeros without an emotion."""
-        zeros = torch.zeros_like(next(iter(table.values())))
-        means = [sum((w * table[label] for label, w in trace.emotion.items()), zeros) for trace in self.traces]
-        return torch.stack(means)
+    def start_loop(self, learning_rate: float, normalized: bool) -> None:
+        """A fresh optimiser for the inner loop of one denoising step; S carries over."""
+        self.tokens = self.tokens.clone().requires_grad_()
+        self.normalized = normalized
+        self.optimizer = (torch.optim.SGD if normalized else torch.optim.Adam)([self.tokens], lr=learning_rate)
+        self.least_loss, self.best = math.inf, None
+        self.trace.loss.append([])
+        self.trace.probabilities.append([])
+        self.trace.kept.append(0)
 
-    def bounded(self, sample: int, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens of shape `(n, D)`, each within the sample's norm limit."""
-        return tokens if self.norm_limit is None else tokens.renorm(2, 0, float(self.norm_limit[sample]))
+    def record(self, loss: float, probabilities: torch.Tensor, noise: torch.Tensor, threshold: float) -> bool:
+        """Notes one evaluation of S, the best of which is kept, and returns whether S has further to go."""
+        self.trace.loss[-1].append(loss)
+        self.trace.probabilities[-1].append(probabilities.tolist())
+        if not math.isfinite(loss):
+            logger.warning(f"A loss is {loss}; its tokens stay at their last finite value.")
+        if self.best is None or loss < self.least_loss:
+            self.least_loss = loss if math.isfinite(loss) else math.inf
+            self.best = (self.tokens.detach().clone(), noise)
+            self.trace.kept[-1] = len(self.trace.loss[-1]) - 1
+        least = torch.special.entr(self.target).sum().item()  # no loss of a mixture is below its entropy
+        return math.isfinite(loss) and loss - least >= threshold
+
+    def descend(self, gradient: torch.Tensor) -> bool:
+        """One step of S down its loss; returns whether it could be taken."""
+        if not torch.isfinite(gradient).all():
+            logger.warning("A gradient is not finite; its tokens stay at their last finite value.")
+            return False
+        if self.normalized:  # so that the mean square of its entries is one
+            gradient = gradient * (gradient.numel() ** 0.5 / gradient.norm().clamp(min=1e-12))
+        self.tokens.grad = gradient
+        self.optimizer.step()
+        self.trace.inner_steps += 1
+        return True
+
+    def end_loop(self, keep_best: bool) -> torch.Tensor:
+        """S is the best that was seen, or what the last step made of it; returns the noise of the best."""
+        tokens, noise = self.best
+        self.tokens, self.best = tokens if keep_best else self.tokens.detach(), None
+        return noise
+
+
+class Guide:
+    """
+    MUSE (Fig. 1): decides what noise each denoising step of B images is taken with.
+
+    Args:
+        images (`list[GuidedImage]`): One per row of the batch; those without an emotion stay stock.
+        settings (`GuidanceSettings`): Their meaning: [`MuseMixin.__call__`].
+        classify (`Callable`): Pixels `(b, 3, H, W)` in about [-1, 1] to logits `(b, C)`, float32; differentiable.
+        similarity (`Callable`, *optional*): Pixels of images `list[int]` to 100 * cos with their prompts, `(b,)`.
+        start (`Callable`): The prompts' embeddings `(B, L, D)` to the tokens `(B, n, D)` that S starts as.
+    """
+
+    def __init__(
+        self,
+        images: list[GuidedImage],
+        settings: GuidanceSettings,
+        classify: Callable[[torch.Tensor], torch.Tensor],
+        similarity: Callable[[torch.Tensor, list[int]], torch.Tensor] | None,
+        start: Callable[[torch.Tensor], torch.Tensor],
+    ):
+        self.images, self.settings = images, settings
+        self.classify, self.similarity, self.start = classify, similarity, start
+        self.index = 0  # of the denoising step, i in the paper
+        self.is_busy = False
+
+    @property
+    def tokens(self) -> torch.Tensor | None:
+        """S of all images, shape `(B, n, D)`, float32; `None` before the first step."""
+        tokens = [image.tokens for image in self.images]
+        return None if tokens[0] is None else torch.stack([one.detach() for one in tokens])
+
+    @tokens.setter
+    def tokens(self, tokens: torch.Tensor) -> None:
+        for image, own in zip(self.images, tokens):
+            image.tokens = own.detach().clone()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Whoever calls the network in here, it is not the parent's loop."""
+        self.is_busy = True
+        try:
+            yield
+        finally:
+            self.is_busy = False
+
+    @property
+    def looks(self) -> bool:
+        """Whether gate and inner loop work at this step."""
+        return self.index % self.settings.update_interval == 0
+
+    def rests(self, image: GuidedImage) -> bool:
+        """Whether S of an image with an open gate is taken as it is at this step."""
+        return image.is_open and (image.has_settled or not self.looks)
+
+    @property
+    def all_rest(self) -> bool:
+        """Whether one call of the network, with S behind the prompts, is all that this step needs."""
+        return self.settings.emotion_strength == 1 and all(map(self.rests, self.images))
+
+    def __call__(self, step: "DenoisingStep") -> torch.Tensor:
+        """
+        The noise that a step is taken with, shape `(B, channels, h, w)`: eps(P) where the gate is closed, and
+        eps(P) + emotion_strength (eps(P, S) - eps(P)) where it is open. Guidance away from the null prompt follows.
+        """
+        if self.tokens is None:
+            self.tokens = self.start(step.prompt_embeds)
+        if self.looks:
+            self.open_gates(step)
+        resting = [b for b, image in enumerate(self.images) if self.rests(image)]
+        moving = [b for b, image in enumerate(self.images) if image.is_open and b not in resting]
+
+        noise = step.noise.clone()
+        for samples in chunks(moving, self.settings.max_inner_batch):
+            noise[samples] = self.optimize(step, samples)
+        if resting:
+            noise[resting] = step.predict(resting, self.tokens[resting])
+        return torch.lerp(step.noise, noise, self.settings.emotion_strength)
+
+    def open_gates(self, step: "DenoisingStep") -> None:
+        """WHEN (Eq. 9, 10): opens the gate of each image whose preview resembles its prompt, or whose time is up."""
+        waiting = [b for b, image in enumerate(self.images) if image.is_waiting]
+        threshold, asks = self.settings.semantic_threshold, self.similarity is not None
+        is_late = self.index >= self.settings.latest_start * step.total
+        if not waiting or not (asks or is_late or threshold == 0):
+            return
+        previews = step.preview(waiting, step.noise[waiting])
+        similarities = self.similarity(previews, waiting).tolist() if asks else [0.0] * len(waiting)
+        for b, preview, similarity in zip(waiting, previews, similarities):
+            image = self.images[b]
+            if asks:
+                image.trace.similarity.append(similarity)
+            if similarity >= threshold or is_late:
+                before = preview if image.previous_preview is None else image.previous_preview
+                image.open_gate(self.index, self.classify(before[None])[0])
+            else:
+                image.previous_preview = preview
+
+    def optimize(self, step: "DenoisingStep", samples: list[int]) -> torch.Tensor:
+        """
+        HOW (Eq. 7, 8): moves S of the images `samples` down the loss of their one-step previews.
+
+        Several inner steps are Adam's; after the last, S is evaluated once more, and the best is kept, whose noise is
+        then at hand. A single one goes along the gradient itself, of which Adam's first step keeps but the signs.
+
+        Returns:
+            `torch.Tensor` of shape `(len(samples), channels, h, w)`: eps(P, S).
+        """
+        learning_rate = self.settings.emotion_learning_rate * max(0.0, 1 - self.index / 100)
+        is_single = self.settings.max_inner_steps == 1
+        inner_steps = self.settings.max_inner_steps if learning_rate > 0 else 0
+        for b in samples:
+            self.images[b].start_loop(learning_rate, normalized=is_single)
+
+        active = samples
+        for k in range(1 if is_single else inner_steps + 1):
+            with torch.set_grad_enabled(k < inner_steps):
+                noise = step.predict(active, torch.stack([self.images[b].tokens for b in active]))  # eps(P, S)
+                previews = step.preview(active, noise)  # the decoded x0
+                logits = self.classify(previews)
+                loss = self.loss(logits, active)
+            going = self.record(active, loss, logits, noise)
+            if k == 0 and self.settings.update_interval > 1:
+                for b in active:
+                    self.images[b].has_settled = b not in going
+            if k == inner_steps or not going:
+                break
+            check_gradients(unet=noise, vae=previews, emotion_classifier=logits)
+            scale = FLOAT16_LOSS_SCALE if noise.dtype == torch.float16 else 1.0
+            # Of the sum, as a mean would make each image's gradient depend on its batch
+            tokens = [self.images[b].tokens for b in going]
+            gradients = torch.autograd.grad(loss, tokens, torch.full_like(loss, scale))
+            active = [b for b, gradient in zip(going, gradients) if self.images[b].descend(gradient / scale)]
+            if not active:
+                break
+        return torch.stack([self.images[b].end_loop(keep_best=not is_single) for b in samples])
+
+    def record(self, samples: list[int], loss: torch.Tensor, logits: torch.Tensor, noise: torch.Tensor) -> list[int]:
+        """Notes an evaluation of S of the images `samples`, and returns those whose S has further to go."""
+        losses, probabilities = loss.detach().tolist(), logits.detach().softmax(dim=-1)
+        evaluations = zip([self.images[b] for b in samples], losses, probabilities, noise.detach())
+        goes_on = [image.record(*evaluation, self.settings.loss_threshold) for image, *evaluation in evaluations]
+        return [b for b, goes in zip(samples, goes_on) if goes]
+
+    def loss(self, logits: torch.Tensor, samples: list[int]) -> torch.Tensor:
+        """WHICH (Eq. 11-13): towards the target, away from the inherent and the similar emotions; shape `(b,)`."""
+        images = [self.images[b] for b in samples]
+        rows = (torch.stack([getattr(image, part) for image in images]) for part in ("target", "inherent", "similar"))
+        return muse_loss(logits, *rows, self.settings.inherent_weight, self.settings.similar_weight)
 
     def summary(self) -> dict[str, str]:
-        """The loop's state for the postfix of the progress bar."""
-        guided = [self.traces[b] for b in self.opened]
-        postfix = {"gate": f"{len(guided)}/{sum(bool(trace.emotion) for trace in self.traces)}"}
-        if guided:
-            postfix["inner"] = str(sum(trace.inner_steps for trace in guided))
-            postfix["p"] = f"{sum(trace.target_probability for trace in guided) / len(guided):.2f}"
+        """The state of the loop for the progress bar."""
+        traces = [image.trace for image in self.images if image.is_open]
+        postfix = {"gate": f"{len(traces)}/{sum(bool(image.target.any()) for image in self.images)}"}
+        if traces:
+            postfix["inner"] = str(sum(trace.inner_steps for trace in traces))
+            postfix["p"] = f"{sum(trace.target_probability for trace in traces) / len(traces):.2f}"
         return postfix
 
 
 @dataclass
-class MuseXLPipelineOutput(StableDiffusionXLPipelineOutput):
+class SourceRegion:
+    """Where an edit may act, and what it has to put back elsewhere."""
+
+    mask: torch.Tensor  # (B, 1, h, w), 1 where the emotion acts, 0 where the source stays
+    path: list[torch.Tensor]  # latents (B, channels, h, w) of the inversion, from the source to noise
+
+    def restore(self, latents: torch.Tensor, steps_left: int, samples: Any = slice(None)) -> torch.Tensor:
+        """The latents of `samples` with the source's own, as the inversion met them, outside of the mask."""
+        mask, source = self.mask[samples], self.path[steps_left][samples]
+        return (mask * latents + (1 - mask) * source).to(latents.dtype)
+
+
+def take_rows(value: Any, rows: list[int]) -> Any:
+    """Rows of what the network is told, in nested dicts and lists too."""
+    if isinstance(value, torch.Tensor):
+        return value[rows]
+    if isinstance(value, dict):
+        return {key: take_rows(part, rows) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [take_rows(part, rows) for part in value]
+    return value
+
+
+def append_tokens(conditions: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
     """
-    Output of [`MuseXLPipeline`].
+    The keywords of a call of the UNet with `tokens`, shape `(B, n, D)`, behind the embeddings of its last B rows
+    (Eq. 7); rows before those, the null prompts', see none.
+    """
+    embeds, mask = conditions["encoder_hidden_states"], conditions.get("encoder_attention_mask")  # (rows, L, D)
+    first, length = embeds.shape[0] - tokens.shape[0], embeds.shape[1]
+    if first:
+        tokens = torch.cat([tokens.new_zeros(first, *tokens.shape[1:]), tokens])
+        mask = embeds.new_ones(embeds.shape[0], length + tokens.shape[1])
+        mask[:first, length:] = 0
+    embeds = torch.cat([embeds, tokens.to(embeds.dtype)], dim=1)  # (rows, L + n, D)
+    return {**conditions, "encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+
+
+class DenoisingStep:
+    """
+    One denoising step as the parent's loop asks it of the UNet, which the guide can ask again with tokens. Upstream
+    stacks the null prompts' rows, if there is guidance, before the prompts': the last B are the prompts'.
 
     Args:
-        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): As upstream.
-        emotion_tokens (`torch.Tensor` of shape `(batch_size, num_emotion_tokens, embedding_dim)`, *optional*): The
-            optimised tokens, float32; pass them as `emotion_tokens=` to start from them. `None` without an emotion.
-        trace (`list[MuseTrace]`, *optional*): One per image. `None` without an emotion.
+        pipe (`DiffusionPipeline`): Whose networks and scheduler are asked.
+        asked (`tuple`): The UNet's positional arguments: scaled latents `(B or 2 B, channels, h, w)` and the timestep.
+        conditions (`dict`): Its keyword arguments.
+        answer (`torch.Tensor` of shape `(B or 2 B, channels, h, w)`): What it answered.
+        batch_size (`int`): B.
+        region (`SourceRegion`, *optional*): Where an edit may act.
     """
 
-    emotion_tokens: torch.Tensor | None = None
-    trace: list[MuseTrace] | None = None
+    def __init__(self, pipe, asked, conditions, answer, batch_size, region):
+        self.first = answer.shape[0] - batch_size
+        if self.first not in (0, batch_size):
+            raise RuntimeError(f"The UNet was called with {answer.shape[0]} rows for {batch_size} images.")
+        self.pipe, (self.latents, self.timestep), self.conditions = pipe, asked, conditions
+        self.null = answer[: self.first] if self.first else None  # eps of the null prompts, (B, channels, h, w)
+        self.noise = answer[self.first :]  # eps(P), (B, channels, h, w)
+        self.region, self.preview_scale = region, 1.0
+        self.total = pipe.num_timesteps
+
+    @property
+    def prompt_embeds(self) -> torch.Tensor:
+        """Of the prompts, shape `(B, L, D)`."""
+        return self.conditions["encoder_hidden_states"][self.first :]
+
+    def predict(self, samples: list[int], tokens: torch.Tensor) -> torch.Tensor:
+        """eps(P, S) of images with their `tokens`, shape `(b, n, D)`; differentiable (Eq. 7)."""
+        rows = [self.first + b for b in samples]
+        shared = ("cross_attention_kwargs", "return_dict")
+        own = {name: value if name in shared else take_rows(value, rows) for name, value in self.conditions.items()}
+        return self.pipe.unet(self.latents[rows], self.timestep, **append_tokens(own, tokens))[0]
+
+    def preview(self, samples: list[int], noise: torch.Tensor) -> torch.Tensor:
+        """The decoded one-step x0 (Eq. 6) of images whose prompts' noise is `noise`; pixels in about [-1, 1]."""
+        pipe, scheduler = self.pipe, self.pipe.scheduler
+        if self.null is not None:
+            noise = guide_noise(self.null[samples], noise, pipe.guidance_scale, pipe.guidance_rescale)
+        latents = self.latents[[self.first + b for b in samples]]
+        alpha_cumprod = signal_level(scheduler, self.timestep)
+        x0 = predict_x0(latents, noise, alpha_cumprod, scheduler.config.get("prediction_type", "epsilon"))
+        if self.region is not None:
+            x0 = self.region.restore(x0, 0, samples)
+        if self.preview_scale < 1:
+            sides = [max(1, round(self.preview_scale * side)) for side in x0.shape[-2:]]
+            x0 = F.interpolate(x0, sides, mode="area")
+        return pipe._decode_preview(x0)
+
+    def with_noise(self, noise: torch.Tensor) -> torch.Tensor:
+        """The answer as the parent expects it, with `noise` in the prompts' rows."""
+        return noise if self.null is None else torch.cat([self.null, noise])
 
 
 # --------------------------------------------------------------------------------------
-# The pipeline
+# What both pipelines are
 # --------------------------------------------------------------------------------------
 
+# Arguments of earlier releases, and what does the same now.
+GONE = {
+    "stop_probability": "`loss_threshold`, in units of the loss: -log(probability), 0.03 for 97 %",
+    "emotion_token_init": "`emotion_tokens='random'` or `emotion_tokens='emotion'`",
+    "num_emotion_tokens": "`emotion_tokens`, a tensor of as many rows",
+    "guidance_reference": "`negative_prompt`: that of the source leads away from the source's own path",
+    "similarity_scale": "`semantic_threshold`, in the scale of `clip_model`",
+    "patience": "`update_interval`: beyond 1, images that are where they should be keep their tokens",
+    "keep_best": "`max_inner_steps`: of several, the best tokens are kept",
+    "emotion_optimizer": "`max_inner_steps`: a single one goes along the gradient, several are Adam's",
+    "gradient_checkpointing": "`pipe.unet.enable_gradient_checkpointing()`, which acts in the inner loop only",
+    **dict.fromkeys(
+        ("max_token_norm", "guided_preview", "carry_emotion_tokens"), "nothing: no other value did better"
+    ),
+}
 
-class MuseXLPipeline(StableDiffusionXLPipeline):
-    """
-    Text-to-image generation and photo editing that evoke an emotion, with Stable Diffusion XL.
 
-    Derives from [`StableDiffusionXLPipeline`] and does exactly what it does unless `emotion` or `image` is given.
-    Components as upstream, plus three optional ones and one setting:
+def passes_on(parent: Callable) -> Callable[[Callable], Callable]:
+    """Decorates a `__call__` that takes all of `parent`'s arguments: its signature shows those, and the settings."""
 
-    Args:
-        clip_model (`CLIPModel`): Opens the semantic gate; reads the prompt through the pipeline's first tokenizer.
-            `None` is fine while `semantic_threshold` is 0 or infinite.
-        emotion_classifier (`PreTrainedModel`): Pixels in, logits out, names in `config.id2label`; `image_size`,
-            `image_mean` and `image_std` in its config. Where it is `None`, `clip_model` serves, zero-shot.
-        preview_vae (`AutoencoderTiny`): Decodes previews and the guidance image in place of `vae`. May be `None`.
-        semantic_threshold (`float`, defaults to 18.0): The gate's threshold for this checkpoint's CLIP, in units of
-            `clip_model.logit_scale.exp() * cos`. 18 is the paper's, for OpenAI's ViT-L/14.
-    """
+    def decorate(call: Callable) -> Callable:
+        theirs = [one for one in inspect.signature(parent).parameters.values() if one.kind != one.VAR_KEYWORD]
+        own = inspect.signature(call).parameters
+        settings = [
+            inspect.Parameter(part.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=part.type | None)
+            for part in fields(GuidanceSettings)
+        ]
 
-    # Guidance sends gradients back through unet, vae and classifier: whatever comes after the unet has to stay put,
-    # so the chain of modules that push each other out ends there.
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet"
-    # Copied from pipeline_muse.MusePipeline._optional_components with StableDiffusion->StableDiffusionXL
-    _optional_components = StableDiffusionXLPipeline._optional_components + [
-        "clip_model",
-        "emotion_classifier",
-        "preview_vae",
-    ]
-    _callback_tensor_inputs = StableDiffusionXLPipeline._callback_tensor_inputs + [
-        "negative_prompt_embeds",
-        "emotion_tokens",
-    ]
-    # Arguments of `__call__` by name: `pipe(prompt, emotion="awe", **pipe.presets["fast"])`.
-    presets = {
-        # The paper's, and the defaults
-        "paper": {
-            "max_inner_steps": 10,
-            "emotion_learning_rate": 0.01,
-            "loss_threshold": 1e-4,
-            "stop_probability": None,
-        },
-        # Larger steps (than `MusePipeline`'s too: no layer norm scales XL's embeddings), and none where it is there
-        "full": {"max_inner_steps": 5, "emotion_learning_rate": 0.15, "stop_probability": 0.97},
-        # One normalised step at every 3rd denoising step, from the emotion's word on, until one is not needed
-        "fast": {
-            "emotion_token_init": "emotion",
-            "update_interval": 3,
-            "patience": 1,
-            "max_inner_steps": 1,
-            "emotion_optimizer": "normalized",
-            "emotion_learning_rate": 0.5,
-            "keep_best": False,
-            "stop_probability": 0.97,
-        },
-    }  # type: dict[str, dict[str, Any]]
+        @wraps(call)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return call(*args, **kwargs)
+
+        ours = [one for one in own.values() if one.kind == one.KEYWORD_ONLY]
+        wrapper.__signature__ = inspect.Signature([*theirs, *ours, *settings, own["kwargs"]])
+        return wrapper
+
+    return decorate
+
+
+def read_only(presets: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """Presets that nobody can change for all pipelines at once."""
+    return MappingProxyType({name: MappingProxyType(preset) for name, preset in presets.items()})
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a call is asked to evoke, checked; lists have one entry per prompt."""
+
+    labels: list[str]
+    targets: list[dict[str, float]]
+    similar: list[dict[str, float]]
+    emotion_prompts: dict[str, list[str]] | None  # where CLIP classifies, zero-shot
+    semantic_prompts: list[str] | None  # where the gate asks CLIP
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a call is asked to edit, checked."""
+
+    image: list[PIL.Image.Image] | torch.Tensor
+    mask: list[PIL.Image.Image] | torch.Tensor | None
+    steps: int  # how many of the denoising steps are walked
+
+
+class PathScheduler(DDIMScheduler):
+    """DDIM on the last `steps` of its timesteps."""
+
+    steps: int
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        super().set_timesteps(*args, **kwargs)
+        self.timesteps = self.timesteps[-self.steps :]
+
+
+class InversePathScheduler(DDIMInverseScheduler):
+    """The same path the other way, from the image towards noise."""
+
+    steps: int
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        super().set_timesteps(*args, **kwargs)
+        self.timesteps = self.timesteps[: self.steps]
+
+
+def warn_of_closed_gates(traces: list[MuseTrace], threshold: float) -> None:
+    """Tells which images no emotion was given to, and what would."""
+    closed = [(b, trace) for b, trace in enumerate(traces) if trace.emotion and trace.gate_step is None]
+    if closed:
+        best = [f"{b} ({max(trace.similarity):.1f})" if trace.similarity else str(b) for b, trace in closed]
+        logger.warning(
+            f"Guidance never started for the images {', '.join(best)} of {len(traces)}; all as without an emotion."
+            f" The similarity of preview and prompt, in brackets its highest, has to reach {threshold:g}: pass a lower"
+            " `semantic_threshold`, or a `latest_start` such as 0.4."
+        )
+
+
+class MuseMixin(Parent):
+    """What MUSE adds to a Stable Diffusion pipeline: guidance, edits, a classifier, saving with the code."""
+
+    presets: Mapping[str, Mapping[str, Any]]  # by name, what a call takes where nothing else is given
     # What `save_config` writes. Read at once, as diffusers puts the file of each revision that it loads in one place.
-    # Copied from pipeline_muse.MusePipeline._source
     _source = Path(__file__).read_bytes() if is_dynamic(__name__) else None
 
-    def __init__(
+    @torch.no_grad()
+    def __call__(
         self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        text_encoder_2: CLIPTextModelWithProjection,
-        tokenizer: CLIPTokenizer,
-        tokenizer_2: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        scheduler: KarrasDiffusionSchedulers,
-        image_encoder: CLIPVisionModelWithProjection = None,
-        feature_extractor: CLIPImageProcessor = None,
-        force_zeros_for_empty_prompt: bool = True,
-        add_watermarker: bool | None = None,
-        *,
-        clip_model: CLIPModel,
-        emotion_classifier: PreTrainedModel,
-        preview_vae: AutoencoderTiny,
-        semantic_threshold: float = 18.0,
-    ):
-        super().__init__(
-            vae=vae,
-            text_encoder=text_encoder,
-            text_encoder_2=text_encoder_2,
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer_2,
-            unet=unet,
-            scheduler=scheduler,
-            image_encoder=image_encoder,
-            feature_extractor=feature_extractor,
-            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
-            add_watermarker=add_watermarker,
-        )
+        *args: Any,
+        emotion: Emotion | list[Emotion] = None,
+        preset: str = "full",
+        image: PipelineImageInput | None = None,
+        mask_image: PipelineImageInput | None = None,
+        strength: float = 1.0,
+        emotion_prompts: Mapping[str, str | list[str]] | None = None,
+        emotion_tokens: str | torch.Tensor | Mapping[str, torch.Tensor] | None = None,
+        semantic_prompt: str | list[str] | None = None,
+        similar_emotions: str | list[str] | Mapping[str, list[str]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        r"""
+        Generates images that evoke `emotion`, or edits `image` towards it (MUSE, Fig. 1 and Eq. 7-13).
+
+        All arguments of the parent's `__call__` are taken by its names, in its order, with its meaning and defaults;
+        with neither `emotion` nor `image` the result is the parent's, bit for bit. Below, B is the number of images,
+        D the width of the prompt embeddings.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*): May be left out with an `emotion`; it is then
+                "an image of {emotion}". When editing, the caption of the source.
+            emotion (`str`, `dict[str, float]` or a list of these and `None`, *optional*): What the image should
+                evoke: a label of the classifier (`pipe.emotion_labels`), or a mixture as label -> weight (>= 0,
+                normalised to sum to one). A list has one entry per prompt; an entry `None` leaves its image stock.
+            preset (`str`, defaults to "full"): "paper", "full" or "fast": where the settings below that are not given
+                come from (`pipe.presets`).
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): The source to edit;
+                one for all prompts, or one per prompt. It is inverted with DDIM ([`~MuseMixin.invert`]) and denoised
+                with DDIM, whatever `scheduler` is. Arrays are uint8 or in [0, 1]; tensors are in [0, 1], of shape
+                `(3, H, W)` or `(n, 3, H, W)`. The result has its aspect ratio unless `height` and `width` are given;
+                the progress bar says it. `latents` from `invert` (same prompt, steps and strength) save the inversion.
+                With `negative_prompt` equal to `prompt` guidance leads away from the source's own path: what is not
+                emotion is reconstructed.
+            mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): Where the
+                emotion acts: white there, black where the source stays, grey in between. One for all prompts, or one
+                per prompt; tensors are in [0, 1], of shape `(1, H, W)` or `(n, 1, H, W)`. Outside of it the latents
+                return to the inversion's own path at every step, and in the end to the source's; the decoder, which
+                sees the whole picture, may carry a little of the change over. The gate sees mostly the source, so it
+                may open late: see `semantic_threshold`.
+            strength (`float`, defaults to 1.0): In (0, 1]: the share of the path from image to noise that an edit
+                walks back. Less keeps more of the source.
+            emotion_prompts (`dict[str, str or list[str]]`, *optional*): Labels of your own, each with the texts that
+                describe it, for `emotion` to choose from: `clip_model` then classifies zero-shot, in place of the
+                classifier. Without a classifier `EMOTION_PROMPTS` serves.
+            emotion_tokens (`str`, `torch.Tensor` or `dict[str, torch.Tensor]`, *optional*): Where the tokens S start.
+                "random": 4 tokens of noise with the standard deviation of the prompt embedding, as in the paper;
+                "emotion": the hidden state of the emotion's word plus a tenth of that noise; a tensor of shape
+                `(n, D)` or `(B, n, D)`, such as an earlier call returned; or for each label tokens of shape `(n, D)`,
+                an emotion library as `safetensors.torch.load_file` reads it. Mixtures start from the mean of their
+                labels. Noise is drawn from a copy of each image's generator.
+            semantic_prompt (`str` or `list[str]`, *optional*): The gate's text, `prompt` by default.
+            similar_emotions (`"both"`, `list[str]` or `dict[str, list[str]]`, *optional*): Which emotions are
+                similar, for all targets or per target. By default the wheel's neighbours of the same valence;
+                "both": both neighbours. `[]`: none.
+            emotion_strength (`float`): In (0, 1]: how far each step goes from the noise of the prompt alone to that of
+                the prompt with S, `eps = eps(P) + emotion_strength (eps(P, S) - eps(P))`. Towards 0 the image becomes
+                the one without an emotion.
+            semantic_threshold (`float`): Guidance starts, for good, when 100 cos(preview, prompt), in CLIP's own
+                scale, reaches this value. 0: at the first step; `float("inf")`: never. Defaults to
+                `pipe.config.semantic_threshold`.
+            latest_start (`float`): In [0, 1]: the share of the steps after which guidance starts whatever the
+                similarity. 1: never.
+            update_interval (`int`): Gate and inner loop work at every so many denoising steps, starting with the
+                first; at those in between, images with an open gate take their tokens as they are, for the price of a
+                plain step. Beyond 1, an image that needs no inner step at an update keeps its tokens for good.
+            max_inner_steps (`int`): Optimisation steps per denoising step at most. Several are Adam's, and the best
+                of the tokens seen is kept; a single one goes along the gradient, by `emotion_learning_rate` in the
+                root mean square (as DATE's, https://huggingface.co/papers/2510.23974). 0: tokens stay as they start.
+            max_inner_batch (`int`): At most so many images share a pass of the inner loop, which bounds its memory;
+                all of them by default.
+            loss_threshold (`float`): The inner loop of an image ends when its loss falls below; for a mixture, when it
+                is less than this above the least that its weights allow, their entropy. A target's probability p is a
+                loss of -log(p).
+            emotion_learning_rate (`float`): Falls as `lr * (1 - i / 100)` with the index i of the denoising step.
+            inherent_weight (`float`): lambda_1, away from what the image evokes by itself.
+            similar_weight (`float`): lambda_2, away from the target's similar emotions.
+            preview_scale (`float`): In (0, 1]: the size at which previews are decoded for gate and classifier; 0.5
+                halves both sides.
+
+        Returns:
+            [`MusePipelineOutput`] or [`MuseXLPipelineOutput`]; with `return_dict=False` a tuple: the parent's, and
+            with `emotion` or `image` also `emotion_tokens` and `trace`.
+
+        Raises:
+            ValueError, TypeError: For bad input, before any work is done; the message names the argument.
+
+        Examples:
+
+        ```py
+        >>> import torch
+        >>> from diffusers import DiffusionPipeline
+
+        >>> pipe = DiffusionPipeline.from_pretrained("path/to/muse", trust_remote_code=True)
+        >>> image = pipe("a cat in the park", emotion="awe", generator=torch.Generator().manual_seed(0)).images[0]
+        ```
+        """
+        # 1. Check everything before any work is done
+        settings, stock = self._take_settings(preset, kwargs), self._stock_arguments(args, kwargs)
+        if image is None:
+            refuse("without an `image`", mask_image=mask_image)
+        if emotion is None:
+            refuse("without an `emotion`", emotion_prompts=emotion_prompts, emotion_tokens=emotion_tokens)
+        if emotion is None and image is None:
+            output = super().__call__(**vars(self._with_callback(stock)))
+            return self._output_class(**vars(output)) if stock.return_dict else output
+        wish = edit = guide = region = None
+        if emotion is not None:
+            wish = self._resolve_wish(stock, settings, emotion, emotion_prompts, similar_emotions, semantic_prompt)
+            tokens = self._resolve_tokens(stock, wish, preset, emotion_tokens)
+        if image is not None:
+            edit = self._resolve_edit(stock, image, mask_image, strength)
+        self._check_stock(stock, edit)
+
+        with frozen(*self._guidance_chain):
+            # 2. An edit starts from the noise that its source is inverted to
+            if edit is not None:
+                region = self._start_edit(stock, edit)
+            # 3. The parent's own call, with the guide at its UNet: see `Guide` for WHEN, HOW and WHICH
+            if wish is not None:
+                guide = self._make_guide(stock, wish, settings, tokens)
+            arguments = vars(self._with_callback(stock, guide, region))
+            tensors = {"output_type": "latent" if stock.output_type == "latent" else "pt", "return_dict": True}
+            with self._path(edit), self._guided(guide, region):
+                output = super().__call__(**{**arguments, **tensors})
+        return self._output(output, stock, guide)
+
+    # ---- arguments -------------------------------------------------------------------------------------------------
+
+    def _take_settings(self, preset: str, kwargs: dict[str, Any]) -> GuidanceSettings:
+        """Takes the settings out of `kwargs`; those that are not given are the preset's, or the checkpoint's own."""
+        check_choice("preset", preset, list(self.presets))
+        for name in GONE.keys() & kwargs.keys():
+            raise TypeError(f"`{name}` is gone; use {GONE[name]}.")
+        names = [part.name for part in fields(GuidanceSettings)]
+        given = {name: value for name in names if (value := kwargs.pop(name, None)) is not None}
+        preset_settings = {name: value for name, value in self.presets[preset].items() if name in names}
+        return GuidanceSettings(**{"semantic_threshold": self.config.semantic_threshold, **preset_settings, **given})
+
+    def _stock_arguments(self, args: tuple, kwargs: dict[str, Any]) -> SimpleNamespace:
+        """The parent's arguments by attribute, its defaults included; raises a `TypeError` for any others."""
+        signature = inspect.signature(super().__call__)
+        unknown = kwargs.keys() - signature.parameters.keys() - {"callback", "callback_steps"}
+        if unknown:
+            raise TypeError(f"{type(self).__name__} does not know the arguments {sorted(unknown)}.")
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        deprecated = bound.arguments.pop("kwargs", {})
+        return SimpleNamespace(**bound.arguments, **deprecated)
+
+    def _resolve_wish(
+        self,
+        stock: SimpleNamespace,
+        settings: GuidanceSettings,
+        emotion: Emotion | list[Emotion],
+        emotion_prompts: Mapping[str, str | list[str]] | None,
+        similar_emotions: str | list[str] | Mapping[str, list[str]] | None,
+        semantic_prompt: str | list[str] | None,
+    ) -> Wish:
+        """Checks what to evoke; where there are only emotions, the prompts become "an image of {emotion}"."""
+        if emotion_prompts is None and self.emotion_classifier is None:
+            emotion_prompts = EMOTION_PROMPTS
+        table = None if emotion_prompts is None else check_prompt_table("emotion_prompts", emotion_prompts)
+        self._check_guidance(settings, is_zero_shot=table is not None)
+        labels = self.emotion_labels if table is None else list(table)
+
+        is_list = isinstance(emotion, (list, tuple))
+        targets = [normalize_emotion(entry, labels) for entry in (emotion if is_list else [emotion])]
+        if stock.prompt is None and stock.prompt_embeds is None:
+            if not targets or not all(targets):
+                raise ValueError("`prompt` has to be given where `emotion` is None.")
+            prompts = [f"an image of {' and '.join(target)}" for target in targets]
+            stock.prompt = prompts if is_list else prompts[0]
+        count = self._count_prompts(stock)
+        if is_list and len(targets) != count:
+            raise ValueError(f"`emotion` has {len(targets)} entries for {count} prompts; give one for each.")
+        targets = targets if is_list else targets * count
+
+        texts = stock.prompt if semantic_prompt is None else semantic_prompt
+        if texts is None and 0 < settings.semantic_threshold < math.inf:
+            raise ValueError("`semantic_prompt` has to be given with `prompt_embeds`, or `semantic_threshold=0`.")
+        texts = None if texts is None else check_texts("semantic_prompt", texts, count)
+        asks_clip = self.clip_model is not None and settings.semantic_threshold > 0
+        check_similar(similar_emotions, labels)
+        similar = [similar_weights(similar_emotions, target, labels) for target in targets]
+        return Wish(labels, targets, similar, table, texts if asks_clip else None)
+
+    def _resolve_tokens(
+        self, stock: SimpleNamespace, wish: Wish, preset: str, emotion_tokens: str | torch.Tensor | Mapping | None
+    ) -> str | torch.Tensor | Mapping[str, torch.Tensor]:
+        """Where S starts, by the preset unless it is given, checked for every image."""
+        if emotion_tokens is None:
+            return self.presets[preset]["emotion_tokens"]
+        width = self._token_width
+        if isinstance(emotion_tokens, Mapping):
+            shape = (None, width)
+            for label in sorted({label for target in wish.targets for label in target}):
+                if label not in emotion_tokens:
+                    raise ValueError(f"`emotion_tokens` has no tokens of {label!r}, only of {list(emotion_tokens)}.")
+                check_tensor("emotion_tokens", emotion_tokens[label], *shape)
+                shape = emotion_tokens[label].shape  # all alike
+        elif isinstance(emotion_tokens, torch.Tensor):
+            batch_size = len(wish.targets) * stock.num_images_per_prompt
+            rows = [] if emotion_tokens.ndim == 2 else [1 if emotion_tokens.shape[:1] == (1,) else batch_size]
+            check_tensor("emotion_tokens", emotion_tokens, *rows, None, width)
+        elif not (isinstance(emotion_tokens, str) and emotion_tokens in TOKEN_STARTS):
+            raise TypeError(
+                f"`emotion_tokens` has to be one of {list(TOKEN_STARTS)}, a tensor or a table of labels to tensors,"
+                f" but is {emotion_tokens!r}."
+            )
+        return emotion_tokens
+
+    def _resolve_edit(
+        self, stock: SimpleNamespace, image: PipelineImageInput, mask_image: PipelineImageInput | None, strength: float
+    ) -> Edit:
+        """Checks what to edit, and settles the size of the result."""
+        refuse("with an `image`: an edit walks DDIM's own path", timesteps=stock.timesteps, sigmas=stock.sigmas)
+        refuse("with an `image`: an edit is whole", denoising_end=getattr(stock, "denoising_end", None))
+        most = self.scheduler.config.num_train_timesteps - self.scheduler.config.get("steps_offset", 0)
+        check_number("num_inference_steps", stock.num_inference_steps, 1, most, integer=True)
+        check_number("strength", strength, above=0, high=1)
+        steps = round(strength * stock.num_inference_steps)
+        if steps < 1:
+            raise ValueError(f"`strength` {strength} leaves none of {stock.num_inference_steps} steps to walk.")
+        count = self._count_prompts(stock)
+        image = check_pictures("image", image, count, channels=3)
+        mask = None if mask_image is None else check_pictures("mask_image", mask_image, count, channels=1)
+        sizes = {one.size for one in image} if isinstance(image, list) else {tuple(image.shape[:1:-1])}
+        if not (stock.height and stock.width):
+            if len(sizes) > 1:
+                raise ValueError(f"`image` holds pictures of sizes {sorted(sizes)}; give `height` and `width`.")
+            native_height, native_width = self._native_size()
+            new = {"new_width": stock.width, "new_height": stock.height}
+            stock.width, stock.height = fit_size(*sizes.pop(), native_height * native_width, **new)
+        return Edit(image, mask, steps)
+
+    def _count_prompts(self, stock: SimpleNamespace) -> int:
+        if stock.prompt is None and stock.prompt_embeds is None:
+            raise ValueError("`prompt` has to be given: the caption of `image`.")
+        if stock.prompt is None:
+            check_tensor("prompt_embeds", stock.prompt_embeds, None, None, self._token_width)
+            return stock.prompt_embeds.shape[0]
+        return len(stock.prompt) if isinstance(stock.prompt, list) else 1
+
+    def _check_guidance(self, settings: GuidanceSettings, is_zero_shot: bool) -> None:
+        """Raises a `ValueError` that says what is missing for guidance."""
+        if is_zero_shot and self.clip_model is None:
+            raise ValueError(
+                "`emotion` needs an `emotion_classifier`, or at least a `clip_model` to classify zero-shot: call"
+                " `pipe.load_emotion_classifier(model_or_id)`, or pass `clip_model=` to `from_pretrained`."
+            )
+        if not is_zero_shot:
+            PixelSpec.from_classifier(self.emotion_classifier)
+        if self.clip_model is None and 0 < settings.semantic_threshold < math.inf and settings.latest_start == 1:
+            raise ValueError(
+                f"`semantic_threshold` {settings.semantic_threshold} needs a `clip_model` to measure the similarity"
+                " of preview and prompt: pass `clip_model=` to `from_pretrained`, or `semantic_threshold=0` to guide"
+                " from the first step."
+            )
+        if settings.max_inner_steps == 0:
+            return
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "`emotion` needs gradients, which `torch.inference_mode()` forbids. Call the pipeline outside of it,"
+                " or under `torch.no_grad()`."
+            )
+        for module in (self.unet, self._preview_decoder, self.clip_model if is_zero_shot else self.emotion_classifier):
+            check_differentiable(module)
+
+    def _check_stock(self, stock: SimpleNamespace, edit: Edit | None) -> None:
+        """Raises for what the parent finds too late, deep in some network, or not at all."""
+        check_number("num_inference_steps", stock.num_inference_steps, 1, integer=True)
+        check_number("num_images_per_prompt", stock.num_images_per_prompt, 1, integer=True)
+        check_choice("output_type", stock.output_type, OUTPUT_TYPES)
+        batch_size = self._count_prompts(stock) * stock.num_images_per_prompt
+        for name, shape in self._embeds_shapes.items():
+            if getattr(stock, name) is not None:
+                check_tensor(name, getattr(stock, name), *shape)
+        if isinstance(stock.generator, list) and len(stock.generator) != batch_size:
+            raise ValueError(f"`generator` is a list of {len(stock.generator)} for {batch_size} images.")
+        if bool(stock.height) != bool(stock.width):
+            raise ValueError("`height` and `width` have to be given together, or neither.")
+        height, width = (stock.height, stock.width) if stock.height else self._native_size()
+        if stock.latents is not None:
+            sides = [side // self.vae_scale_factor for side in (height, width)] if edit else [None, None]
+            check_tensor("latents", stock.latents, batch_size, self.unet.config.in_channels, *sides)
+        names = {**vars(stock), "height": height, "width": width, "callback_steps": None}
+        names["callback_on_step_end_tensor_inputs"] = self._callback_names(stock)
+        self.check_inputs(**accepted_arguments(self.check_inputs, **names))
+        check_schedule(self.scheduler)
+        if edit is None:
+            timesteps, _ = retrieve_timesteps(
+                self.scheduler, stock.num_inference_steps, "cpu", stock.timesteps, stock.sigmas
+            )
+            check_preview(self.scheduler, timesteps)
+
+    # ---- editing ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def invert(
+        self,
+        image: PipelineImageInput,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        strength: float = 1.0,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """
+        DDIM inversion at guidance 1: the noise from which deterministic DDIM with the same prompt finds `image` again.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): One source, or one per prompt.
+                Arrays are uint8 or in [0, 1], tensors of shape `(3, H, W)` or `(n, 3, H, W)` in [0, 1].
+            prompt (`str` or `list[str]`, *optional*, defaults to ""): The source's caption.
+            height, width (`int`, *optional*): Multiples of 8 in pixels; default to the source's aspect ratio at the
+                checkpoint's native area.
+            num_inference_steps (`int`, defaults to 50): Steps of the full path.
+            strength (`float`, defaults to 1.0): In (0, 1]: the share of the path that is walked.
+            kwargs: Other arguments of the parent's call, such as `prompt_embeds` in place of `prompt`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, channels, h, w)`: Latents to pass on as `latents=` together with
+            `image=`, so that several emotions share one inversion.
+
+        Raises:
+            TypeError, ValueError: For an image that is not one, a `strength` outside (0, 1], or a bad size.
+        """
+        if prompt is None and kwargs.get("prompt_embeds") is None:
+            prompt = ""
+        own = {"height": height, "width": width, "num_inference_steps": num_inference_steps}
+        stock = self._stock_arguments((), {"prompt": prompt, **own, **kwargs})
+        edit = self._resolve_edit(stock, image, None, strength)
+        self._check_stock(stock, edit)
+        with frozen(self.unet, self.vae):
+            return self._invert(stock, edit)[-1]
+
+    def _invert(self, stock: SimpleNamespace, edit: Edit) -> list[torch.Tensor]:
+        """The latents `(B, channels, h, w)` on the way from source to noise: the parent's call at guidance 1."""
+        path = [self._encode_image(stock, edit.image)]
+
+        def note(pipe, step, timestep, values):
+            path.append(values["latents"])
+            return {}
+
+        adapters = stock.ip_adapter_image_embeds
+        if adapters is not None and stock.guidance_scale > 1:  # without guidance there are no rows of the null image
+            adapters = [embeds.chunk(2)[1] for embeds in adapters]
+        names = ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
+        alone = {name: None for name in names if hasattr(stock, name)}
+        alone |= {"guidance_scale": 1.0, "eta": 0.0, "ip_adapter_image_embeds": adapters, "output_type": "latent"}
+        alone |= {"callback_on_step_end": note, "callback_on_step_end_tensor_inputs": ["latents"], "return_dict": True}
+        with self._path(edit, InversePathScheduler):
+            super().__call__(**{**vars(stock), **alone, "latents": path[0]})
+        return path
+
+    def _start_edit(self, stock: SimpleNamespace, edit: Edit) -> SourceRegion | None:
+        """Sets the latents that an edit starts from, and returns what its mask protects, if there is one."""
+        if stock.latents is not None and edit.mask is None:
+            return None
+        path = self._invert(stock, edit)
+        stock.latents = path[-1] if stock.latents is None else stock.latents.to(path[-1])
+        return None if edit.mask is None else SourceRegion(self._encode_mask(edit.mask, path[0], stock), path)
+
+    @contextmanager
+    def _path(self, edit: Edit | None, scheduler_class: type = PathScheduler) -> Iterator[None]:
+        """Deterministic DDIM on this checkpoint's noise schedule in place of the scheduler, as far as an edit goes."""
+        scheduler = self.scheduler
+        try:
+            if edit is not None:
+                spacing = scheduler.config.get("timestep_spacing", "leading")
+                self.scheduler = scheduler_class.from_config(
+                    scheduler.config,
+                    clip_sample=False,
+                    thresholding=False,
+                    set_alpha_to_one=False,
+                    timestep_spacing="trailing" if spacing == "trailing" else "leading",
+                )
+                self.scheduler.steps = edit.steps
+            yield
+        finally:
+            self.scheduler = scheduler
+
+    # ---- the parent's call with a guide at its UNet ----------------------------------------------------------------
+
+    def _make_guide(
+        self, stock: SimpleNamespace, wish: Wish, settings: GuidanceSettings, tokens: str | torch.Tensor | Mapping
+    ) -> Guide:
+        """The guide of a call, one image per row: upstream lays several images of one prompt out side by side."""
+        device, times = self._execution_device, stock.num_images_per_prompt
+        targets, similar = repeat_each(wish.targets, times), repeat_each(wish.similar, times)
+        images = [GuidedImage(wish.labels, *pair, device) for pair in zip(targets, similar)]
+        classify, similarity = self._classify, None
+        if wish.emotion_prompts is not None:
+            classify = self._zero_shot_classifier(wish.emotion_prompts)
+        if wish.semantic_prompts is not None:
+            texts = self._tokenize(repeat_each(wish.semantic_prompts, times))
+
+            def similarity(previews: torch.Tensor, samples: list[int]) -> torch.Tensor:
+                return clip_similarity(self.clip_model, previews, take_rows(texts, samples))
+
+        return Guide(images, settings, classify, similarity, self._token_start(stock, targets, tokens))
+
+    def _token_start(
+        self, stock: SimpleNamespace, targets: list[dict[str, float]], tokens: str | torch.Tensor | Mapping
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Where S starts, given the prompts' embeddings: see `emotion_tokens`."""
+        labels = sorted({label for target in targets for label in target})
+        if tokens == "emotion":
+            words = {label: self._emotion_word(label, stock.clip_skip) for label in labels}
+
+        def start(prompt_embeds: torch.Tensor) -> torch.Tensor:
+            embeds = prompt_embeds.float()
+            if isinstance(tokens, Mapping):
+                return mean_of_labels({label: tokens[label].to(embeds) for label in labels}, targets)
+            if isinstance(tokens, torch.Tensor):
+                return tokens.to(embeds).expand(len(targets), -1, -1)
+            shape = (len(targets), NUM_EMOTION_TOKENS, embeds.shape[-1])
+            noise = randn_tensor(shape, generator=fork_generator(stock.generator), device=embeds.device)
+            noise = embeds.std(dim=(1, 2), keepdim=True) * noise
+            return noise if tokens == "random" else mean_of_labels(words, targets)[:, None] + START_JITTER * noise
+
+        return start
+
+    @contextmanager
+    def _guided(self, guide: Guide | None, region: SourceRegion | None) -> Iterator[None]:
+        """While the parent's call runs in here, the UNet answers it with the noise that `guide` decides on."""
+        if guide is None:
+            yield
+            return
+        thread = threading.get_ident()
+
+        def asks() -> bool:
+            """Whether it is the parent: not the guide, a callback, or another thread that shares the network."""
+            return not guide.is_busy and threading.get_ident() == thread
+
+        @torch.compiler.disable
+        def before(unet, asked, conditions):
+            if asks() and guide.all_rest:
+                return asked, append_tokens(conditions, guide.tokens)
+
+        @torch.compiler.disable
+        def after(unet, asked, conditions, answer):
+            if not asks():
+                return None
+            if not guide.all_rest:
+                step = DenoisingStep(self, asked, conditions, answer[0], len(guide.images), region)
+                step.preview_scale = guide.settings.preview_scale
+                with guide.at_work(), self._previews():
+                    answer = (step.with_noise(guide(step)), *answer[1:])
+            guide.index += 1
+            return answer
+
+        hooks = [self.unet.register_forward_pre_hook(before, with_kwargs=True)]
+        hooks.append(self.unet.register_forward_hook(after, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _with_callback(
+        self, stock: SimpleNamespace, guide: Guide | None = None, region: SourceRegion | None = None
+    ) -> SimpleNamespace:
+        """
+        The parent's arguments with MUSE's part at the end of each step: the source returns outside of the mask, the
+        caller's callback sees S and may replace it, and the progress bar tells the state of the loop.
+        """
+        callback, names = stock.callback_on_step_end, self._callback_names(stock)
+        theirs = [name for name in names if name != "emotion_tokens"]
+        if guide is None and region is None and theirs == names:
+            return SimpleNamespace(**vars(stock))
+
+        def on_step_end(pipe, step, timestep, values):
+            if region is not None:
+                values = {**values, "latents": region.restore(values["latents"], pipe.num_timesteps - 1 - step)}
+            returned = {"latents": values["latents"]}
+            if callback is not None:
+                seen = {**values, "emotion_tokens": None if guide is None else guide.tokens}
+                with nullcontext() if guide is None else guide.at_work():
+                    returned |= callback(pipe, step, timestep, {name: seen[name] for name in names})
+            tokens = returned.pop("emotion_tokens", None)
+            if guide is not None:
+                guide.tokens = guide.tokens if tokens is None else tokens
+                self._bar.set_postfix(guide.summary(), refresh=False)
+            return returned
+
+        ours = {"callback_on_step_end": on_step_end, "callback_on_step_end_tensor_inputs": ["latents", *theirs]}
+        return SimpleNamespace(**{**vars(stock), **ours})
+
+    @staticmethod
+    def _callback_names(stock: SimpleNamespace) -> list[str]:
+        """The tensors that the caller's callback wants; upstream's classes of callbacks say so themselves."""
+        return list(getattr(stock.callback_on_step_end, "tensor_inputs", stock.callback_on_step_end_tensor_inputs))
+
+    def progress_bar(self, iterable: Iterable | None = None, total: int | None = None) -> Any:
+        """As upstream; it shows the state of the loop, and of an edit the steps that are walked."""
+        steps = getattr(self.scheduler, "steps", None)
+        self._bar = super().progress_bar(iterable, total if total is None or steps is None else steps)
+        return self._bar
+
+    def _output(self, output: Any, stock: SimpleNamespace, guide: Guide | None) -> Any:
+        """The parent's output, checked and in the form that the caller wants, with what the guide knows."""
+        check_finite("latents" if stock.output_type == "latent" else "images", output.images)
+        if stock.output_type in ("pil", "np"):
+            as_they_are = [False] * len(output.images)  # in [0, 1], as the parent made them
+            output.images = self.image_processor.postprocess(output.images, stock.output_type, as_they_are)
+        traces = None if guide is None else [image.trace for image in guide.images]
+        if traces and math.isfinite(guide.settings.semantic_threshold):
+            warn_of_closed_gates(traces, guide.settings.semantic_threshold)
+        tokens = None if guide is None else guide.tokens
+        output = self._output_class(**vars(output), emotion_tokens=tokens, trace=traces)
+        return output if stock.return_dict else tuple(getattr(output, part.name) for part in fields(output))
+
+    # ---- networks --------------------------------------------------------------------------------------------------
+
+    @property
+    def _guidance_chain(self) -> list[torch.nn.Module]:
+        """The modules that work in the loop."""
+        modules = (self.unet, self.vae, self.preview_vae, self.clip_model, self.emotion_classifier)
+        return [module for module in modules if module is not None]
+
+    @property
+    def _token_width(self) -> int:
+        """D, of prompt embeddings and tokens."""
+        return self.unet.config.cross_attention_dim
+
+    @property
+    def _preview_decoder(self) -> AutoencoderKL | AutoencoderTiny:
+        return self.vae if self.preview_vae is None else self.preview_vae
+
+    def _decode_preview(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels in about [-1, 1], through `preview_vae` if there is one; differentiable."""
+        vae = self._preview_decoder
+        return vae.decode(self._unscale_latents(latents, vae).to(vae.dtype), return_dict=False)[0]
+
+    def _native_size(self) -> tuple[int, int]:
+        """Height and width in pixels that the network was trained for."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    def _encode_image(self, stock: SimpleNamespace, images: list[PIL.Image.Image] | torch.Tensor) -> torch.Tensor:
+        """Latents of the sources, shape `(B, channels, h, w)`: the mode of the posterior, so no noise."""
+        pixels = self.image_processor.preprocess(images, height=stock.height, width=stock.width)
+        with self._previews():
+            pixels = pixels.to(self._execution_device, self.vae.dtype)
+            latents = self._scale_latents(self.vae.encode(pixels).latent_dist.mode())
+        batch_size = self._count_prompts(stock) * stock.num_images_per_prompt
+        return latents.repeat_interleave(batch_size // latents.shape[0], dim=0).to(self.unet.dtype)
+
+    def _encode_mask(
+        self, mask: list[PIL.Image.Image] | torch.Tensor, latents: torch.Tensor, stock: SimpleNamespace
+    ) -> torch.Tensor:
+        """The mask at the size of `latents`, shape `(B, 1, h, w)`, in [0, 1]; soft where it cuts a cell."""
+        processor = VaeImageProcessor(self.vae_scale_factor, do_normalize=False, do_convert_grayscale=True)
+        pixels = processor.preprocess(mask, height=stock.height, width=stock.width).to(latents)  # (n, 1, H, W)
+        cells = F.interpolate(pixels, latents.shape[-2:], mode="area")
+        return cells.repeat_interleave(latents.shape[0] // cells.shape[0], dim=0)
+
+    def _tokenize(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """Texts as CLIP's text tower wants them, which knows nothing of the words of textual inversions."""
+        config = self.clip_model.config.text_config
+        added = [word for word, index in self.tokenizer.get_added_vocab().items() if index >= config.vocab_size]
+        for word in sorted(added, key=len, reverse=True):
+            prompts = [prompt.replace(word, "") for prompt in prompts]
+        length = min(self.tokenizer.model_max_length, config.max_position_embeddings)
+        tokens = self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).to(self._execution_device)
+        return {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+
+    def _emotion_word(self, label: str, clip_skip: int | None) -> torch.Tensor:
+        """The mean hidden state, shape `(D,)`, of a label's own tokens in "an image of {label}"."""
+        states = self.encode_prompt(
+            prompt=f"an image of {label}",
+            device=self._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+            clip_skip=clip_skip,
+        )[0]
+        first = 1 + len(self.tokenizer("an image of", add_special_tokens=False).input_ids)
+        length = len(self.tokenizer(label, add_special_tokens=False).input_ids)
+        return states[0, first : first + length].float().mean(dim=0)
+
+    def _classify(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits, shape `(n, num_labels)`, float32, of pixels in [-1, 1]; differentiable."""
+        pixels = PixelSpec.from_classifier(self.emotion_classifier).prepare(image)
+        return self.emotion_classifier(pixel_values=pixels.to(self.emotion_classifier.dtype)).logits.float()
+
+    def _zero_shot_classifier(
+        self, emotion_prompts: Mapping[str, list[str]]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """
+        `_classify` by CLIP alone: logits are the scaled cosines of the image with the mean feature of each emotion's
+        prompts, taken on the unit sphere.
+        """
+        blank = torch.zeros(1, 3, 8, 8, device=self._execution_device)  # CLIP's forward wants an image and a text
+        text_inputs = [self._tokenize(prompts) for prompts in emotion_prompts.values()]
+        features = [clip_features(self.clip_model, blank, inputs)[1].mean(dim=0) for inputs in text_inputs]
+        emotion_features = F.normalize(torch.stack(features), dim=-1)  # (C, projection_dim)
+        text = {name: value[:1] for name, value in text_inputs[0].items()}
+        scale = self.clip_model.logit_scale.float().exp()
+        return lambda image: scale * clip_features(self.clip_model, image, text)[0] @ emotion_features.T
+
+    # ---- loading and saving ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "MuseMixin":
+        """
+        As upstream; the components that only MUSE has are `None` where neither `pipeline` nor `kwargs` has them.
+        Modules keep their dtypes, as `pipeline` shares them, unless a `torch_dtype` is given.
+        """
+        ours = {name: None for name in MUSE_COMPONENTS if name not in pipeline.components}
+        known = inspect.signature(cls.__init__).parameters
+        lost = [name for name, part in pipeline.components.items() if part is not None and name not in known]
+        if lost:
+            logger.warning(f"{cls.__name__} has no place for {lost} of {type(pipeline).__name__}, and goes without.")
+        return super().from_pipe(pipeline, **ours | {"torch_dtype": None} | kwargs)
+
+    def _add_components(
+        self,
+        clip_model: CLIPModel | None,
+        emotion_classifier: PreTrainedModel | None,
+        preview_vae: AutoencoderTiny | None,
+        semantic_threshold: float,
+    ) -> None:
+        """What `__init__` does after the parent's."""
         self.register_modules(clip_model=clip_model, emotion_classifier=emotion_classifier, preview_vae=preview_vae)
         self.register_to_config(semantic_threshold=semantic_threshold)
 
-    # Copied from pipeline_muse.MusePipeline.from_pipe with MusePipeline->MuseXLPipeline
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "MuseXLPipeline":
-        """As upstream; the components that only MUSE has are `None` where neither `pipeline` nor `kwargs` has them."""
-        ours = ("clip_model", "emotion_classifier", "preview_vae")
-        return super().from_pipe(pipeline, **{name: None for name in ours if name not in pipeline.components} | kwargs)
-
-    # Copied from pipeline_muse.MusePipeline.load_emotion_classifier
     def load_emotion_classifier(
         self,
         classifier: str | os.PathLike | PreTrainedModel,
@@ -1064,7 +1887,6 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         PixelSpec.from_classifier(model)
         self.register_modules(emotion_classifier=model.to(self._execution_device))
 
-    # Copied from pipeline_muse.MusePipeline.emotion_labels
     @property
     def emotion_labels(self) -> list[str]:
         """
@@ -1078,7 +1900,6 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
 
     # ---- saving ----------------------------------------------------------------------------------------------------
 
-    # Copied from pipeline_muse.MusePipeline.to_json_string
     def to_json_string(self) -> str:
         """
         The index as JSON. Where this class or a component was loaded from a checkpoint's own code, it is named as
@@ -1092,7 +1913,6 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
                 value[0] = value[0].rpartition(".")[2]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
-    # Copied from pipeline_muse.MusePipeline.save_config
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves the index as upstream does, and beside it this file, if that was loaded from a checkpoint's code."""
         if is_dynamic(type(self).__module__):
@@ -1102,314 +1922,143 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
 
     # ---- checks --------------------------------------------------------------------------------------------------
 
-    # Copied from pipeline_muse.MusePipeline._check_guidance
-    def _check_guidance(self, given: Mapping[str, Any], settings: GuidanceSettings) -> None:
-        """Raises a `ValueError` that says what is missing for guidance."""
-        if given["mask_image"] is not None and given["image"] is None:
-            raise ValueError("`mask_image` needs an `image` to edit.")
-        if given["emotion"] is None:
-            for name in ("emotion_tokens", "emotion_prompts"):
-                if given[name] is not None:
-                    raise ValueError(f"`{name}` need an `emotion`; without one there is nothing to guide.")
-            return
-        is_zero_shot = given["emotion_prompts"] is not None or self.emotion_classifier is None
-        if is_zero_shot and self.clip_model is None:
-            raise ValueError(
-                "`emotion` needs an `emotion_classifier`, or at least a `clip_model` to classify zero-shot: call"
-                " `pipe.load_emotion_classifier(model_or_id)`, or pass `clip_model=` to `from_pretrained`."
-            )
-        if not is_zero_shot:
-            PixelSpec.from_classifier(self.emotion_classifier)
-        if self.clip_model is None and 0 < settings.semantic_threshold < math.inf:
-            raise ValueError(
-                f"`semantic_threshold` {settings.semantic_threshold} needs a `clip_model` to measure the similarity"
-                " of preview and prompt: pass `clip_model=` to `from_pretrained`, or `semantic_threshold=0` to guide"
-                " from the first step."
-            )
-        if settings.max_inner_steps > 0 and torch.is_inference_mode_enabled():
-            raise ValueError(
-                "`emotion` needs gradients, which `torch.inference_mode()` forbids. Call the pipeline outside of it,"
-                " or under `torch.no_grad()`."
-            )
-        chain = (self.unet, self._preview_decoder, self.clip_model if is_zero_shot else self.emotion_classifier)
-        processors = [one for module in chain for one in getattr(module, "attn_processors", {}).values()]
-        if settings.max_inner_steps > 0 and any("XFormers" in type(one).__name__ for one in processors):
-            raise ValueError(
-                "`emotion` needs gradients, which xFormers' attention lacks for some widths of heads. Use PyTorch's:"
-                " call `pipe.disable_xformers_memory_efficient_attention()`."
-            )
-        if any(weight.is_inference() for module in chain for weight in module.parameters()):
-            raise ValueError("`emotion` needs weights that were not loaded inside `torch.inference_mode()`.")
 
-    # Copied from pipeline_muse.MusePipeline._resolve_emotion_prompts
-    def _resolve_emotion_prompts(
-        self, emotion_prompts: Mapping[str, str | Sequence[str]] | None
-    ) -> dict[str, list[str]] | None:
-        """The texts that stand for each emotion where CLIP classifies zero-shot; `None` where a classifier does."""
-        if emotion_prompts is None:
-            return EMOTION_PROMPTS if self.emotion_classifier is None else None
-        if not isinstance(emotion_prompts, Mapping):
-            raise TypeError(f"`emotion_prompts` has to map labels to prompts, but is {emotion_prompts!r}.")
-        if len(emotion_prompts) < 2:
-            raise ValueError(f"`emotion_prompts` needs two labels to tell apart, but has {list(emotion_prompts)}.")
-        table = {name: [texts] if isinstance(texts, str) else texts for name, texts in emotion_prompts.items()}
-        for label, texts in table.items():
-            is_list = isinstance(texts, (list, tuple)) and len(texts) > 0
-            if not (isinstance(label, str) and is_list and all(isinstance(text, str) for text in texts)):
-                raise TypeError(
-                    f"`emotion_prompts` has to give {label!r} a prompt or a list of them, but has {texts!r}."
-                )
-        return {label: list(texts) for label, texts in table.items()}
+# ---- End of the same ----
 
-    # Copied from pipeline_muse.MusePipeline._resolve_prompts
-    def _resolve_prompts(
+
+# --------------------------------------------------------------------------------------
+# Stable Diffusion XL
+# --------------------------------------------------------------------------------------
+
+
+def latents_statistics(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> list[torch.Tensor]:
+    """Mean and standard deviation per channel by which this VAE's latents are normalised; 0 and 1 if they are not."""
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    values = (mean, std) if mean is not None and std is not None else ([0.0], [1.0])
+    return [torch.tensor(value, dtype=latents.dtype, device=latents.device).view(1, -1, 1, 1) for value in values]
+
+
+@contextmanager
+def upcast(vae: AutoencoderKL) -> Iterator[None]:
+    """In float32, as upstream decodes, a VAE that overflows in float16; back in float16 whatever happens."""
+    overflows = vae.dtype == torch.float16 and vae.config.force_upcast
+    try:
+        if overflows:
+            vae.to(torch.float32)
+        yield
+    finally:
+        if overflows:
+            vae.to(torch.float16)
+
+
+@dataclass
+class MuseXLPipelineOutput(StableDiffusionXLPipelineOutput):
+    """
+    Output of [`MuseXLPipeline`].
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): As upstream.
+        emotion_tokens (`torch.Tensor` of shape `(batch_size, n, embedding_dim)`, *optional*): The optimised tokens,
+            float32; pass them as `emotion_tokens=` to start from them. `None` without an emotion.
+        trace (`list[MuseTrace]`, *optional*): One per image. `None` without an emotion.
+    """
+
+    emotion_tokens: torch.Tensor | None = None
+    trace: list[MuseTrace] | None = None
+
+
+class MuseXLPipeline(MuseMixin, StableDiffusionXLPipeline):
+    """
+    Text-to-image generation and photo editing that evoke an emotion, with Stable Diffusion XL.
+
+    Derives from [`StableDiffusionXLPipeline`] and does exactly what it does unless `emotion` or `image` is given.
+    Components as upstream, plus three optional ones and one setting:
+
+    Args:
+        clip_model (`CLIPModel`): Opens the semantic gate; reads the prompt through the pipeline's first tokenizer.
+            `None` is fine while `semantic_threshold` is 0 or infinite.
+        emotion_classifier (`PreTrainedModel`): Pixels in, logits out, names in `config.id2label`; `image_size`,
+            `image_mean` and `image_std` in its config. Where it is `None`, `clip_model` serves, zero-shot.
+        preview_vae (`AutoencoderTiny`): Decodes previews and the guidance image in place of `vae`. May be `None`.
+        semantic_threshold (`float`, defaults to 18.0): The gate's threshold for this checkpoint's CLIP, in units of
+            `clip_model.logit_scale.exp() * cos`. 18 is the paper's, for OpenAI's ViT-L/14.
+    """
+
+    # Guidance sends gradients back through unet, vae and classifier: whatever comes after the unet has to stay put,
+    # so the chain of modules that push each other out ends there.
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet"
+    _optional_components = StableDiffusionXLPipeline._optional_components + MUSE_COMPONENTS
+    _callback_tensor_inputs = StableDiffusionXLPipeline._callback_tensor_inputs + ["emotion_tokens"]
+    _output_class = MuseXLPipelineOutput
+    # Steps are larger than `MusePipeline`'s: no layer norm scales XL's embeddings
+    presets = read_only(
+        {
+            "paper": {"emotion_tokens": "random"},
+            # Larger steps, and none where the emotion is already there
+            "full": {
+                "emotion_tokens": "random",
+                "max_inner_steps": 5,
+                "emotion_learning_rate": 0.15,
+                "loss_threshold": 0.03,
+            },
+            # One step at every 3rd denoising step, from the emotion's word on, until one is not needed
+            "fast": {
+                "emotion_tokens": "emotion",
+                "update_interval": 3,
+                "max_inner_steps": 1,
+                "emotion_learning_rate": 0.5,
+                "loss_threshold": 0.03,
+            },
+        }
+    )
+
+    __call__ = passes_on(StableDiffusionXLPipeline.__call__)(MuseMixin.__call__)
+
+    def __init__(
         self,
-        prompt: str | list[str] | None,
-        prompt_embeds: torch.Tensor | None,
-        emotion: Emotion | list[Emotion],
-        labels: list[str],
-    ) -> tuple[str | list[str] | None, list[dict[str, float]]]:
-        """
-        One target per prompt, and prompts where there are only emotions: "an image of {emotion}".
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        text_encoder_2: CLIPTextModelWithProjection,
+        tokenizer: CLIPTokenizer,
+        tokenizer_2: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        image_encoder: CLIPVisionModelWithProjection = None,
+        feature_extractor: CLIPImageProcessor = None,
+        force_zeros_for_empty_prompt: bool = True,
+        add_watermarker: bool | None = None,
+        *,
+        clip_model: CLIPModel,
+        emotion_classifier: PreTrainedModel,
+        preview_vae: AutoencoderTiny,
+        semantic_threshold: float = 18.0,
+    ):
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            unet=unet,
+            scheduler=scheduler,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+            add_watermarker=add_watermarker,
+        )
+        self._add_components(clip_model, emotion_classifier, preview_vae, semantic_threshold)
 
-        Returns:
-            `tuple`: The prompt (`None` if there are `prompt_embeds`), and per prompt the target as label -> weight.
-        """
-        entries: list[Any] | None = list(emotion) if isinstance(emotion, (list, tuple)) else None
-        if entries == []:
-            raise ValueError("`emotion` is an empty list; give one entry per prompt.")
-        targets = [normalize_emotion(entry, labels) for entry in (entries or [emotion])]
-        if prompt is None and prompt_embeds is None:
-            if not all(targets):
-                raise ValueError("`prompt` has to be given where `emotion` is None.")
-            prompt = [f"an image of {' and '.join(target)}" for target in targets]
-            return (prompt if entries else prompt[0]), targets
-        batch_size = self._count_prompts(prompt, prompt_embeds)
-        if entries is None:
-            return prompt, targets * batch_size
-        if len(entries) != batch_size:
-            raise ValueError(f"`emotion` has {len(entries)} entries for {batch_size} prompts; give one for each.")
-        return prompt, targets
-
-    # Copied from pipeline_muse.MusePipeline._count_prompts
-    @staticmethod
-    def _count_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor | None) -> int:
-        if prompt is None:
-            return prompt_embeds.shape[0]
-        return len(prompt) if isinstance(prompt, list) else 1
-
-    # Copied from pipeline_muse.MusePipeline._check_similar
-    @staticmethod
-    def _check_similar(similar_emotions: Any, labels: list[str]) -> None:
-        """Raises unless `similar_emotions` is None, "both", a list of labels, or labels with a list for each."""
-        if similar_emotions is None or (isinstance(similar_emotions, str) and similar_emotions == "both"):
-            return
-        is_table = isinstance(similar_emotions, Mapping)
-        rows = [list(similar_emotions), *similar_emotions.values()] if is_table else [similar_emotions]
-        if not all(isinstance(names, (list, tuple)) for names in rows):
-            raise TypeError(
-                "`similar_emotions` has to be None, 'both', a list of labels or a mapping from labels to lists of"
-                f" labels, but is {similar_emotions!r}."
-            )
-        unknown = [name for names in rows for name in names if not (isinstance(name, str) and name in labels)]
-        if unknown:
-            raise ValueError(f"`similar_emotions` {unknown} are not among {sorted(labels)}.")
-
-    # Copied from pipeline_muse.MusePipeline._resolve_similar
-    @staticmethod
-    def _resolve_similar(
-        similar_emotions: str | Sequence[str] | Mapping[str, Sequence[str]] | None,
-        target: dict[str, float],
-        labels: list[str],
-    ) -> dict[str, float]:
-        """The labels to keep away from as weights that sum to one (or none), without those of the target itself."""
-        if similar_emotions is None or similar_emotions == "both":
-            same_valence = similar_emotions is None
-            names = [other for label in target for other in wheel_neighbors(label, same_valence)]
-            names = [name for name in names if name in labels]
-        elif isinstance(similar_emotions, Mapping):
-            names = [other for label in target for other in similar_emotions.get(label, ())]
-        else:
-            names = list(similar_emotions)
-        names = sorted(set(names) - set(target))
-        return dict.fromkeys(names, 1 / len(names)) if names else {}
-
-    # Copied from pipeline_muse.MusePipeline._check_tokens
-    def _check_tokens(self, given: Mapping[str, Any], targets: Sequence[Mapping[str, float]]) -> None:
-        """Raises unless the start of the tokens is defined for every image."""
-        check_range("num_images_per_prompt", given["num_images_per_prompt"], 1, integer=True)
-        batch_size = len(targets) * given["num_images_per_prompt"]
-        emotion_token_init, emotion_tokens = given["emotion_token_init"], given["emotion_tokens"]
-        num_emotion_tokens = given["num_emotion_tokens"]
-        check_choice("emotion_token_init", emotion_token_init, ("random", "emotion"))
-        if num_emotion_tokens is not None:
-            check_range("num_emotion_tokens", num_emotion_tokens, 1, integer=True)
-        shape: list[int | None] = [num_emotion_tokens, self.unet.config.cross_attention_dim]
-        if isinstance(emotion_tokens, Mapping):
-            for label in sorted({label for target in targets for label in target}):
-                if label not in emotion_tokens:
-                    raise ValueError(f"`emotion_tokens` has no tokens of {label!r}, only of {list(emotion_tokens)}.")
-                check_tensor("emotion_tokens", emotion_tokens[label], *shape)
-                shape = list(emotion_tokens[label].shape)  # all alike
-        elif emotion_tokens is not None:
-            sizes = getattr(emotion_tokens, "shape", ())
-            rows = [] if len(sizes) == 2 else [1 if sizes[:1] == (1,) else batch_size]
-            check_tensor("emotion_tokens", emotion_tokens, *rows, *shape)
-
-    # Copied from pipeline_muse.MusePipeline._resolve_semantic_prompts
-    def _resolve_semantic_prompts(
-        self,
-        semantic_prompt: str | list[str] | None,
-        prompt: str | list[str] | None,
-        num_prompts: int,
-        settings: GuidanceSettings,
-    ) -> list[str] | None:
-        """The gate's text for each prompt; `None` where the gate asks no CLIP."""
-        text = prompt if semantic_prompt is None else semantic_prompt
-        texts = text if isinstance(text, list) else [text] * num_prompts
-        if len(texts) != num_prompts:
-            raise ValueError(f"`semantic_prompt` has {len(texts)} entries for {num_prompts} prompts.")
-        if self.clip_model is None or settings.semantic_threshold <= 0:
-            return None
-        if text is None and settings.semantic_threshold < math.inf:
-            raise ValueError("`semantic_prompt` has to be given with `prompt_embeds`, or `semantic_threshold=0`.")
-        return texts if text is not None else None
-
-    # Copied from pipeline_muse.MusePipeline._resolve_reference
-    @staticmethod
-    def _resolve_reference(given: Mapping[str, Any]) -> bool:
-        """Whether guidance leads away from the source prompt instead of the null prompt."""
-        guidance_reference = given["guidance_reference"]
-        check_choice("guidance_reference", guidance_reference, ("null", "source"))
-        if guidance_reference == "null":
-            return False
-        if given["image"] is None:
-            raise ValueError("`guidance_reference='source'` needs an `image` to edit.")
-        for name in NEGATIVE_PROMPTS:
-            if given.get(name) is not None:
-                raise ValueError(f"`{name}` has no place with `guidance_reference='source'`; use 'null'.")
-        return True
-
-    # ---- images in and out ---------------------------------------------------------------------------------------
-
-    # Copied from pipeline_muse.MusePipeline._resolve_image
-    def _resolve_image(
-        self, given: Mapping[str, Any], num_prompts: int
-    ) -> tuple[list[PIL.Image.Image] | torch.Tensor | None, int, int]:
-        """The source, if there is one, and the height and width of the result."""
-        image, height, width = given["image"], given["height"], given["width"]
-        self._check_size(height, width)
-        if image is None:
-            return None, *self._default_size(height, width)
-        self._check_path(given["strength"], given["num_inference_steps"])
-        image = self._check_image(image, num_prompts)
-        return image, *self._image_size(image, height, width)
-
-    # Copied from pipeline_muse.MusePipeline._check_image
-    def _check_image(
-        self, image: PipelineImageInput, batch_size: int, name: str = "image", channels: int = 3
-    ) -> list[PIL.Image.Image] | torch.Tensor:
-        """Sources, or masks, as upright RGB pictures (one, or `batch_size`), or as a tensor `(n, channels, H, W)`."""
-        if isinstance(image, np.ndarray):
-            image = list(image) if image.ndim == 4 else image
-        images = list(image) if isinstance(image, (list, tuple)) else [image]
-        if not images or not all(isinstance(one, (PIL.Image.Image, np.ndarray, torch.Tensor)) for one in images):
-            kinds = sorted({type(one).__name__ for one in images}) or "an empty list"
-            raise TypeError(f"`{name}` has to be a PIL image, an array, a tensor or a list of them, but is {kinds}.")
-        if len({one.shape if isinstance(one, torch.Tensor) else None for one in images}) > 1:
-            raise ValueError(f"`{name}` has to hold tensors of one shape, or no tensors.")
-        if isinstance(images[0], torch.Tensor):
-            batch = torch.cat(images) if images[0].ndim == 4 else torch.stack(images)
-            if batch.ndim != 4 or batch.shape[1] != channels or batch.numel() == 0:
-                raise ValueError(
-                    f"`{name}` tensors have to be of shape ({channels}, H, W), but are {tuple(batch.shape[1:])}."
-                )
-            if not (batch.is_floating_point() and batch.min() >= 0 and batch.max() <= 1):
-                raise ValueError(f"`{name}` tensors have to hold floats in [0, 1].")
-            count, result = batch.shape[0], batch
-        else:
-            if any(isinstance(one, PIL.Image.Image) and 0 in one.size for one in images):
-                raise ValueError(f"`{name}` has no pixels.")
-            result = [
-                to_rgb(one, name) if isinstance(one, PIL.Image.Image) else array_to_rgb(one, name) for one in images
-            ]
-            count = len(result)
-        if count not in (1, batch_size):
-            raise ValueError(f"`{name}` holds {count} pictures for {batch_size} prompts; give one, or one for each.")
-        return result
-
-    # Copied from pipeline_muse.MusePipeline._check_path
-    def _check_path(self, strength: float, num_inference_steps: int) -> None:
-        """Raises unless there is a path of that many steps, of which `strength` leaves some to walk."""
-        most = self.scheduler.config.num_train_timesteps - self.scheduler.config.get("steps_offset", 0)
-        check_range("num_inference_steps", num_inference_steps, 1, most, integer=True)
-        check_strength(strength, num_inference_steps)
-
-    # Copied from pipeline_muse.MusePipeline._check_size
-    @staticmethod
-    def _check_size(height: Any, width: Any) -> None:
-        """Raises unless these are sides that a picture can have; of what they are multiples upstream checks."""
-        for name, side in (("height", height), ("width", width)):
-            if side is not None:
-                check_range(name, side, 8, integer=True)
-
-    # Copied from pipeline_muse.MusePipeline._image_size
-    def _image_size(
-        self, images: list[PIL.Image.Image] | torch.Tensor, height: int | None, width: int | None
-    ) -> tuple[int, int]:
-        """Height and width for editing: the source's aspect ratio at the checkpoint's native number of pixels."""
-        if height and width:
-            return height, width
-        sizes = {image.size for image in images} if isinstance(images, list) else {tuple(images.shape[:1:-1])}
-        if len(sizes) > 1:
-            raise ValueError(f"`image` holds pictures of sizes {sorted(sizes)}; give `height` and `width` for them.")
-        native_height, native_width = self._native_size()
-        source_width, source_height = sizes.pop()
-        width, height = fit_size(source_width, source_height, area=native_height * native_width)
-        return height, width
-
-    def _default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width where there is no source, as upstream."""
-        native_height, native_width = self._native_size()
-        return height or native_height, width or native_width
-
-    # Copied from pipeline_muse.MusePipeline._native_size
-    def _native_size(self) -> tuple[int, int]:
-        """Height and width in pixels that the network was trained for."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return height * self.vae_scale_factor, width * self.vae_scale_factor
-
-    # Copied from pipeline_muse.MusePipeline._encode_image
-    def _encode_image(
-        self, images: list[PIL.Image.Image] | torch.Tensor, height: int, width: int, batch_size: int
-    ) -> torch.Tensor:
-        """Latents of the source, shape `(batch_size, channels, h, w)`: the mode of the posterior, so no noise."""
-        pixels = self.image_processor.preprocess(images, height=height, width=width)
-        pixels = pixels.to(self._execution_device, self.vae.dtype)
-        latents = self._scale_latents(self.vae.encode(pixels).latent_dist.mode())
-        return latents.repeat_interleave(batch_size // latents.shape[0], dim=0)
-
-    # Copied from pipeline_muse.MusePipeline._encode_mask
-    def _encode_mask(
-        self, mask: list[PIL.Image.Image] | torch.Tensor, height: int, width: int, latents: torch.Tensor
-    ) -> torch.Tensor:
-        """The mask at the size of `latents`, shape `(batch_size, 1, h, w)`, in [0, 1]; soft where it cuts a cell."""
-        processor = VaeImageProcessor(self.vae_scale_factor, do_normalize=False, do_convert_grayscale=True)
-        pixels = processor.preprocess(mask, height=height, width=width).to(latents)  # (n, 1, H, W)
-        cells = F.interpolate(pixels, latents.shape[-2:], mode="area")
-        return cells.repeat_interleave(latents.shape[0] // cells.shape[0], dim=0)
-
-    # Copied from pipeline_muse.MusePipeline._preview_decoder
     @property
-    def _preview_decoder(self) -> AutoencoderKL | AutoencoderTiny:
-        return self.vae if self.preview_vae is None else self.preview_vae
+    def _embeds_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Arguments that hold embeddings, and their shapes."""
+        config = self.unet.config  # beside the pooled embeddings the network is told six numbers of sizes
+        pooled_width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        pooled = dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), (None, pooled_width))
+        return dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), (None, None, self._token_width)) | pooled
 
-    # Copied from pipeline_muse.MusePipeline._decode_preview
-    def _decode_preview(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pixels in about [-1, 1], through `preview_vae` if there is one; differentiable."""
-        vae = self._preview_decoder
-        return vae.decode(self._unscale_latents(latents, vae).to(vae.dtype), return_dict=False)[0]
+    def _previews(self) -> AbstractContextManager:
+        """How the VAE has to stand while it works in the loop: in float32 where it overflows in float16."""
+        return upcast(self.vae)
 
     def _scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """The VAE's latents as the network sees them."""
@@ -1420,1081 +2069,3 @@ class MuseXLPipeline(StableDiffusionXLPipeline):
         """The network's latents as `vae` decodes them."""
         mean, std = latents_statistics(vae, latents)
         return latents * std / vae.config.scaling_factor + mean
-
-    def _decode_output(self, latents: torch.Tensor, given: Mapping[str, Any]) -> Any:
-        """Images in the wanted form, as upstream."""
-        check_finite("latents", latents)
-        output_type = given["output_type"]
-        if output_type == "latent":
-            return latents
-        latents = self._unscale_latents(latents.to(self.vae.dtype), self.vae)
-        image = self.vae.decode(latents, return_dict=False)[0]
-        check_finite("decoded image", image)
-        if self.watermark is not None:
-            image = self.watermark.apply_watermark(image)
-        return self.image_processor.postprocess(image, output_type=output_type)
-
-    # ---- conditioning --------------------------------------------------------------------------------------------
-
-    def _encode_conditioning(self, given: Mapping[str, Any], with_null: bool) -> Conditioning:
-        """Upstream's encoding and size conditions, with the null prompt's rows first if `with_null`."""
-        prompt_embeds, null_embeds, pooled_embeds, null_pooled_embeds = self._encode_texts(given, with_null)
-        batch_size = prompt_embeds.shape[0]
-        conditioning = Conditioning(batch_size, prompt_embeds, {"text_embeds": pooled_embeds})
-        time_ids = self._time_ids(given, pooled_embeds)
-        if with_null:
-            conditioning.prompt_embeds = torch.cat([null_embeds, prompt_embeds])
-            conditioning.added_cond_kwargs = {"text_embeds": torch.cat([null_pooled_embeds, pooled_embeds])}
-            time_ids = torch.cat([self._time_ids(given, pooled_embeds, "negative_"), time_ids])
-        # Upstream's order of rows, which for several images is not that of the embeddings; mostly all are the same
-        conditioning.added_cond_kwargs["time_ids"] = time_ids.repeat(batch_size, 1)
-        return self._complete_conditioning(conditioning, given, with_null)
-
-    def _time_ids(self, given: Mapping[str, Any], pooled_embeds: torch.Tensor, prefix: str = "") -> torch.Tensor:
-        """Upstream's size conditions, shape `(1, 6)`: the size of the original, its crop, and the size to make."""
-        sizes = [given.get(prefix + name) for name in ("original_size", "target_size")]
-        if prefix and None in sizes:
-            return self._time_ids(given, pooled_embeds)
-        original_size, target_size = (size or (given["height"], given["width"]) for size in sizes)
-        crop = given.get(f"{prefix}crops_coords_top_left", (0, 0))
-        time_ids = self._get_add_time_ids(
-            original_size, crop, target_size, pooled_embeds.dtype, text_encoder_projection_dim=pooled_embeds.shape[-1]
-        )
-        return time_ids.to(pooled_embeds.device)
-
-    # Copied from pipeline_muse.MusePipeline._encode_texts
-    def _encode_texts(self, given: Mapping[str, Any], with_null: bool) -> tuple[torch.Tensor, ...]:
-        """What upstream's `encode_prompt` returns."""
-        settings = {"device": self._execution_device, "do_classifier_free_guidance": with_null}
-        settings["lora_scale"] = (self.cross_attention_kwargs or {}).get("scale")
-        return self.encode_prompt(**accepted_arguments(self.encode_prompt, **{**given, **settings}))
-
-    # Copied from pipeline_muse.MusePipeline._complete_conditioning
-    def _complete_conditioning(
-        self, conditioning: Conditioning, given: Mapping[str, Any], with_null: bool
-    ) -> Conditioning:
-        """Adds the images of an IP-Adapter, and the guidance scale for networks that want to know it."""
-        device, batch_size = self._execution_device, conditioning.batch_size
-        conditioning.cross_attention_kwargs = self.cross_attention_kwargs
-        adapter = {name: given.get(name) for name in ("ip_adapter_image", "ip_adapter_image_embeds")}
-        if any(value is not None for value in adapter.values()):
-            image_embeds = self.prepare_ip_adapter_image_embeds(*adapter.values(), device, batch_size, with_null)
-            conditioning.added_cond_kwargs = {**(conditioning.added_cond_kwargs or {}), "image_embeds": image_embeds}
-        if self.unet.config.time_cond_proj_dim is not None:
-            scale = torch.tensor(self.guidance_scale - 1).repeat(batch_size)
-            conditioning.timestep_cond = self.get_guidance_scale_embedding(
-                scale, embedding_dim=self.unet.config.time_cond_proj_dim
-            ).to(device, conditioning.prompt_embeds.dtype)
-        return conditioning
-
-    # Copied from pipeline_muse.MusePipeline._tokenize_gate
-    def _tokenize_gate(self, prompts: list[str]) -> dict[str, torch.Tensor]:
-        """The prompts as CLIP's text tower wants them, which knows nothing of the words of textual inversions."""
-        config = self.clip_model.config.text_config
-        added = [word for word, index in self.tokenizer.get_added_vocab().items() if index >= config.vocab_size]
-        for word in sorted(added, key=len, reverse=True):
-            prompts = [prompt.replace(word, "") for prompt in prompts]
-        length = min(self.tokenizer.model_max_length, config.max_position_embeddings)
-        tokens = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        ).to(self._execution_device)
-        return {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
-
-    # Copied from pipeline_muse.MusePipeline._emotion_word_state
-    def _emotion_word_state(self, label: str) -> torch.Tensor:
-        """The mean hidden state, shape `(D,)`, of a label's own tokens in "an image of {label}"."""
-        states = self.encode_prompt(
-            prompt=f"an image of {label}",
-            device=self._execution_device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-            clip_skip=self.clip_skip,
-        )[0]
-        first = 1 + len(self.tokenizer("an image of", add_special_tokens=False).input_ids)
-        length = len(self.tokenizer(label, add_special_tokens=False).input_ids)
-        return states[0, first : first + length].float().mean(dim=0)
-
-    # Copied from pipeline_muse.MusePipeline._start_tokens
-    def _start_tokens(self, state: GuidanceState, conditioning: Conditioning, request: Request) -> None:
-        """
-        Sets where the optimisation starts, shape `(B, n, D)`, float32: the caller's tokens, or noise of the prompt
-        embedding's standard deviation, or the hidden state of the emotion's word with a little of that noise.
-        """
-        given, emotion_tokens = request.given, request.given["emotion_tokens"]
-        batch_size = conditioning.batch_size
-        prompt_embeds = conditioning.prompt_embeds[-batch_size:].float()
-        labels = {label for trace in state.traces for label in trace.emotion}
-        if isinstance(emotion_tokens, Mapping):
-            emotion_tokens = state.mean_of_labels({label: emotion_tokens[label].float() for label in labels})
-        if emotion_tokens is not None:
-            tokens = emotion_tokens.to(prompt_embeds.device, torch.float32).expand(batch_size, -1, -1)
-        else:
-            shape = (batch_size, given["num_emotion_tokens"] or NUM_EMOTION_TOKENS, prompt_embeds.shape[-1])
-            noise = randn_tensor(shape, generator=fork_generator(given["generator"]), device=prompt_embeds.device)
-            tokens = prompt_embeds.std(dim=(1, 2), keepdim=True) * noise
-        if emotion_tokens is None and given["emotion_token_init"] == "emotion":
-            words = state.mean_of_labels({label: self._emotion_word_state(label) for label in labels})
-            tokens = words[:, None] + START_JITTER * tokens
-        state.start_tokens = tokens.contiguous()
-        state.tokens = state.start_tokens.clone()
-        if request.settings.max_token_norm is not None:
-            state.norm_limit = request.settings.max_token_norm * prompt_embeds.norm(dim=-1).mean(dim=-1)
-
-    # Copied from pipeline_muse.MusePipeline._preview
-    def _preview(
-        self,
-        model_input: torch.Tensor,
-        timestep: torch.Tensor,
-        scheduler: Any,
-        region: SourceRegion | None,
-        scale: float,
-        samples: list[int],
-        noise_pred: torch.Tensor,
-    ) -> torch.Tensor:
-        """The decoded one-step x0 of `samples`, whose noise `noise_pred` is, at `scale`; pixels in about [-1, 1]."""
-        alpha_cumprod = signal_level(scheduler, timestep)
-        prediction_type = scheduler.config.get("prediction_type", "epsilon")
-        latents = predict_x0(model_input[samples], noise_pred, alpha_cumprod, prediction_type)
-        if region is not None:
-            latents = region.restore(latents, 0, samples)
-        if scale < 1:
-            sides = [max(1, round(scale * side)) for side in latents.shape[-2:]]
-            latents = F.interpolate(latents, sides, mode="area")
-        return self._decode_preview(latents)
-
-    # ---- one denoising step --------------------------------------------------------------------------------------
-
-    # Copied from pipeline_muse.MusePipeline._predict_noise
-    def _predict_noise(
-        self,
-        model_input: torch.Tensor,
-        timestep: torch.Tensor,
-        conditioning: Conditioning,
-        null: list[int],
-        cond: list[int],
-        tokens: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The network's output for the null prompt of samples `null`, then the prompt (and tokens) of `cond`."""
-        select = partial(select_rows, null=null, cond=cond, batch_size=conditioning.batch_size)
-        embeds, mask = select(conditioning.prompt_embeds), None  # (rows, L, D)
-        if tokens is not None:
-            length, blank = embeds.shape[1], tokens.new_zeros(len(null), *tokens.shape[1:])
-            embeds = torch.cat([embeds, torch.cat([blank, tokens]).to(embeds.dtype)], dim=1)  # (rows, L + n, D)
-            if null:  # which have no tokens, and see none
-                mask = embeds.new_ones(embeds.shape[:2])
-                mask[: len(null), length:] = 0
-        return self.unet(
-            model_input[null + cond],
-            timestep,
-            encoder_hidden_states=embeds,
-            encoder_attention_mask=mask,
-            timestep_cond=select(conditioning.timestep_cond),
-            cross_attention_kwargs=conditioning.cross_attention_kwargs,
-            added_cond_kwargs=select(conditioning.added_cond_kwargs),
-            return_dict=False,
-        )[0]
-
-    # Copied from pipeline_muse.MusePipeline._predict_stock
-    def _predict_stock(
-        self,
-        predict: Callable[..., torch.Tensor],
-        conditioning: Conditioning,
-        alone: list[int],
-        leads_from_source: bool,
-        model_input: torch.Tensor,
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """
-        The noise of the samples `alone` without tokens (the paper's "void placeholder"), in at most one network call.
-
-        Returns:
-            `tuple`: What guidance leads away from (`None` without guidance), and the noise of the samples `alone`;
-            the rows of others are placeholders.
-        """
-        everyone = list(range(conditioning.batch_size))
-        if leads_from_source and self.do_classifier_free_guidance:
-            noise = predict([], everyone)
-            return noise, noise.clone()
-        null = everyone if conditioning.has_null and self.do_classifier_free_guidance else []
-        if not null + alone:
-            return None, torch.zeros_like(model_input)
-        noise_null, noise_cond = predict(null, alone).split([len(null), len(alone)])
-        noise_reference = noise_null if null else None
-        noise_pred = noise_null.clone() if null else torch.zeros_like(model_input, dtype=noise_cond.dtype)
-        if alone:
-            reference = noise_null[alone] if null else None
-            noise_pred[alone] = guide_noise(reference, noise_cond, self.guidance_scale, self.guidance_rescale)
-        return noise_reference, noise_pred
-
-    # Copied from pipeline_muse.MusePipeline._predict_together
-    def _predict_together(
-        self, predict: Callable[..., torch.Tensor], samples: list[int], tokens: torch.Tensor
-    ) -> torch.Tensor:
-        """The guided noise of `samples` with their `tokens` in one network call, as upstream has it for every step."""
-        noise_null, noise_cond = predict(samples, samples, tokens).chunk(2)
-        return guide_noise(noise_null, noise_cond, self.guidance_scale, self.guidance_rescale)
-
-    # Copied from pipeline_muse.MusePipeline._predict_guided
-    def _predict_guided(
-        self,
-        predict: Callable[..., torch.Tensor],
-        noise_reference: torch.Tensor | None,
-        samples: list[int],
-        tokens: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The noise of `samples` with their `tokens`, shape `(len(samples), n, D)`: conditional, and guided."""
-        noise_cond = predict([], samples, tokens)
-        reference = None if noise_reference is None else noise_reference[samples]
-        return noise_cond, guide_noise(reference, noise_cond, self.guidance_scale, self.guidance_rescale)
-
-    # Copied from pipeline_muse.MusePipeline._classify
-    def _classify(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits, shape `(n, num_labels)`, float32, of pixels in [-1, 1]; differentiable."""
-        pixels = PixelSpec.from_classifier(self.emotion_classifier).prepare(image)
-        return self.emotion_classifier(pixel_values=pixels.to(self.emotion_classifier.dtype)).logits.float()
-
-    # Copied from pipeline_muse.MusePipeline._zero_shot_classifier
-    def _zero_shot_classifier(
-        self, emotion_prompts: Mapping[str, list[str]]
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """
-        `_classify` by CLIP alone: logits are the scaled cosines of the image with the mean feature of each emotion's
-        prompts, taken on the unit sphere.
-        """
-        blank = torch.zeros(1, 3, 8, 8, device=self._execution_device)  # CLIP's forward wants an image and a text
-        text_inputs = [self._tokenize_gate(prompts) for prompts in emotion_prompts.values()]
-        features = [clip_features(self.clip_model, blank, inputs)[1].mean(dim=0) for inputs in text_inputs]
-        emotion_features = F.normalize(torch.stack(features), dim=-1)  # (C, projection_dim)
-        text = {name: value[:1] for name, value in text_inputs[0].items()}
-        scale = self.clip_model.logit_scale.float().exp()
-        return lambda image: scale * clip_features(self.clip_model, image, text)[0] @ emotion_features.T
-
-    # Copied from pipeline_muse.MusePipeline._open_gates
-    def _open_gates(
-        self,
-        state: GuidanceState,
-        step: int,
-        preview: Callable[[list[int], torch.Tensor], torch.Tensor],
-        noise_pred: torch.Tensor,
-        settings: GuidanceSettings,
-    ) -> None:
-        """WHEN (Eq. 9, 10): opens the gate of each waiting sample whose preview resembles its prompt, for good."""
-        waiting, threshold = state.waiting, settings.semantic_threshold
-        if not waiting or (state.text_inputs is None and threshold > 0):
-            return
-        images = preview(waiting, noise_pred[waiting])
-        passes = [True] * len(waiting)
-        if threshold > 0:
-            text_inputs = {name: value[waiting] for name, value in state.text_inputs.items()}
-            similarities = clip_similarity(self.clip_model, images, text_inputs, settings.similarity_scale).tolist()
-            for b, similarity in zip(waiting, similarities):
-                state.traces[b].similarity.append(similarity)
-            passes = [similarity >= threshold for similarity in similarities]
-        for b, image, passed in zip(waiting, images, passes):
-            if passed:
-                before = state.previous_preview.pop(b, image)
-                state.open_gate(b, step, state.classify(before[None])[0])
-            else:
-                state.previous_preview[b] = image
-
-    # Copied from pipeline_muse.MusePipeline._optimize_tokens
-    def _optimize_tokens(
-        self,
-        state: GuidanceState,
-        samples: list[int],
-        step: int,
-        predict: Callable[..., torch.Tensor],
-        preview: Callable[[list[int], torch.Tensor], torch.Tensor],
-        noise_reference: torch.Tensor | None,
-        settings: GuidanceSettings,
-    ) -> torch.Tensor:
-        """
-        HOW (Eq. 7, 8): a fresh Adam moves the tokens of open samples down the loss of their one-step previews.
-
-        Each sample is its own parameter, so Adam leaves one alone that is done (no gradient, no momentum). The loss is
-        summed, never averaged: a sample's gradient does not depend on its batch. With `keep_best` the tokens are
-        evaluated once more after the last Adam step, so the noise of whichever iterate is best is already at hand.
-
-        Returns:
-            `torch.Tensor` of shape `(len(samples), channels, h, w)`: The noise of each sample's best iterate.
-        """
-        inner_steps = settings.max_inner_steps if settings.learning_rate(step) > 0 else 0
-        start = state.tokens if settings.carry_emotion_tokens else state.start_tokens
-        tokens = {b: state.bounded(b, start[b]).clone().requires_grad_() for b in samples}
-        loop = InnerLoop(tokens, settings.optimizer(tokens.values(), step))
-        active = samples
-        for b in samples:
-            state.traces[b].loss.append([])
-            state.traces[b].probabilities.append([])
-
-        evaluate = partial(self._inner_step, state, loop, predict, preview, noise_reference, settings)
-        recomputed = (self.unet, self._preview_decoder) if settings.gradient_checkpointing else ()
-        with checkpointed(*recomputed):
-            for k in range(max(1, inner_steps + settings.keep_best)):
-                parts = chunks(active, settings.max_inner_batch)
-                active = [b for part in parts for b in evaluate(part, descend=k < inner_steps)]
-
-        state.tokens = state.tokens.clone()  # callbacks may have kept the old ones
-        for b, iterate in loop.best.items():
-            state.tokens[b] = iterate.tokens if settings.keep_best else loop.tokens[b].detach()
-            state.traces[b].kept.append(iterate.index)
-        return torch.stack([loop.best[b].noise_pred for b in samples])
-
-    # Copied from pipeline_muse.MusePipeline._inner_step
-    def _inner_step(
-        self,
-        state: GuidanceState,
-        loop: InnerLoop,
-        predict: Callable[..., torch.Tensor],
-        preview: Callable[[list[int], torch.Tensor], torch.Tensor],
-        noise_reference: torch.Tensor | None,
-        settings: GuidanceSettings,
-        active: list[int],
-        descend: bool,
-    ) -> list[int]:
-        """Evaluates the tokens of the samples `active` and, if told to, moves them; returns those that moved."""
-        with torch.set_grad_enabled(descend):
-            tokens = torch.stack([loop.tokens[b] for b in active])
-            noise_cond, noise_pred = self._predict_guided(predict, noise_reference, active, tokens)
-            logits = state.classify(preview(active, noise_pred if settings.guided_preview else noise_cond))
-            loss = muse_loss(
-                logits,
-                state.target[active],
-                state.inherent[active],
-                state.similar[active],
-                settings.inherent_weight,
-                settings.similar_weight,
-            )
-        going = self._record_iterates(state, loop, active, loss, logits, noise_pred, settings)
-        if not (going and descend):
-            return []
-        return self._descend(state, loop, loss, [b in going for b in active], going, settings)
-
-    # Copied from pipeline_muse.MusePipeline._record_iterates
-    def _record_iterates(
-        self,
-        state: GuidanceState,
-        loop: InnerLoop,
-        active: list[int],
-        loss: torch.Tensor,
-        logits: torch.Tensor,
-        noise_pred: torch.Tensor,
-        settings: GuidanceSettings,
-    ) -> list[int]:
-        """Writes one evaluation into the traces, keeps the best iterates, and returns who goes on."""
-        going = []
-        target, probabilities = state.target[active], logits.detach().softmax(dim=-1)
-        # A mixture has reached its goal where each of its labels has, and its loss is never below its entropy
-        reached = (probabilities / target).where(target > 0, math.inf).amin(dim=-1).tolist()
-        excess = (loss.detach() - torch.special.entr(target).sum(dim=-1)).tolist()
-        for row, (b, value) in enumerate(zip(active, loss.detach().tolist())):
-            trace = state.traces[b]
-            trace.loss[-1].append(value)
-            trace.probabilities[-1].append(probabilities[row].tolist())
-            finite = math.isfinite(value)
-            if not finite:
-                logger.warning(f"Sample {b}: the loss is {value}; the tokens stay at their last finite value.")
-            if b not in loop.best or (finite and value < loop.best[b].loss):
-                index = len(trace.loss[-1]) - 1
-                loop.best[b] = Iterate(
-                    value if finite else math.inf, noise_pred[row].detach(), loop.tokens[b].detach().clone(), index
-                )
-            done = excess[row] < settings.loss_threshold
-            done = done or (settings.stop_probability is not None and reached[row] >= settings.stop_probability)
-            if len(trace.loss[-1]) == 1:
-                state.calm[b] = state.calm.get(b, 0) + 1 if finite and done else 0
-            if finite and not done:
-                going.append(b)
-        return going
-
-    # Copied from pipeline_muse.MusePipeline._descend
-    def _descend(
-        self,
-        state: GuidanceState,
-        loop: InnerLoop,
-        loss: torch.Tensor,
-        rows: list[bool],
-        going: list[int],
-        settings: GuidanceSettings,
-    ) -> list[int]:
-        """One step of the tokens of the samples `going`, the `rows` of `loss`; returns those that moved."""
-        scale = FLOAT16_LOSS_SCALE if self.unet.dtype == torch.float16 else 1.0
-        # Weighting by `rows` and not averaging is the sum over them
-        gradients = torch.autograd.grad(loss, [loop.tokens[b] for b in going], loss.new_tensor(rows) * scale)
-        loop.optimizer.zero_grad(set_to_none=True)
-        moved = []
-        for b, gradient in zip(going, gradients):
-            if torch.isfinite(gradient).all():
-                gradient = gradient / scale
-                if settings.emotion_optimizer == "normalized":  # so that the mean square of its entries is one
-                    gradient = gradient * (gradient.numel() ** 0.5 / gradient.norm().clamp(min=1e-12))
-                loop.tokens[b].grad = gradient
-                state.traces[b].inner_steps += 1
-                moved.append(b)
-            else:
-                logger.warning(f"Sample {b}: the gradient is not finite; the tokens stay at their last finite value.")
-        loop.optimizer.step()
-        for b in moved:
-            loop.tokens[b].data = state.bounded(b, loop.tokens[b].data)
-        return moved
-
-    # ---- editing -------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def invert(
-        self,
-        image: PipelineImageInput,
-        prompt: str | list[str] | None = None,
-        prompt_2: str | list[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        strength: float = 1.0,
-        prompt_embeds: torch.Tensor | None = None,
-        pooled_prompt_embeds: torch.Tensor | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        clip_skip: int | None = None,
-    ) -> torch.Tensor:
-        """
-        DDIM inversion at guidance 1: the noise from which deterministic DDIM with the same prompt finds `image` again.
-
-        Args:
-            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): One source, or one per prompt.
-                Arrays are uint8 or in [0, 1], tensors of shape `(3, H, W)` or `(n, 3, H, W)` in [0, 1].
-            prompt (`str` or `list[str]`, *optional*, defaults to ""): The source's caption.
-            prompt_2 (`str` or `list[str]`, *optional*): For the second text encoder; `prompt` by default.
-            height, width (`int`, *optional*): Multiples of 8 in pixels; default to the source's aspect ratio at the
-                checkpoint's native area.
-            num_inference_steps (`int`, defaults to 50): Steps of the full path.
-            strength (`float`, defaults to 1.0): In (0, 1]: the share of the path that is walked.
-            prompt_embeds (`torch.Tensor` of shape `(batch_size, L, D)`, *optional*): In place of `prompt`.
-            pooled_prompt_embeds (`torch.Tensor` of shape `(batch_size, P)`, *optional*): With `prompt_embeds`.
-            cross_attention_kwargs, clip_skip: As upstream.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, channels, h, w)`: Latents to pass on as `latents=` together with
-            `image=`, so that several emotions share one inversion.
-
-        Raises:
-            TypeError, ValueError: For an image that is not one, a `strength` outside (0, 1], or a bad size.
-        """
-        given = dict(locals())
-        with upcast(self.vae):
-            return self._invert(given)
-
-    # Copied from pipeline_muse.MusePipeline._invert
-    def _invert(self, given: dict[str, Any]) -> torch.Tensor:
-        """`invert`, whose arguments by name `given` are."""
-        if given["prompt"] is None and given["prompt_embeds"] is None:
-            given["prompt"] = ""
-        given["num_images_per_prompt"] = 1
-        self._check_encoding(given)
-        self._check_size(given["height"], given["width"])
-        self._check_path(given["strength"], given["num_inference_steps"])
-        batch_size = self._count_prompts(given["prompt"], given["prompt_embeds"])
-        self._check_conditioning(given, batch_size)
-        image = self._check_image(given["image"], batch_size)
-        given["height"], given["width"] = self._image_size(image, given["height"], given["width"])
-        self.check_inputs(**accepted_arguments(self.check_inputs, **given, callback_steps=None))
-        self._guidance_scale, self._guidance_rescale, self._clip_skip = 1.0, 0.0, given["clip_skip"]
-        self._cross_attention_kwargs = given["cross_attention_kwargs"]
-        conditioning = self._encode_conditioning(given, with_null=False)
-        latents = self._encode_image(image, given["height"], given["width"], batch_size)
-        path = self._invert_latents(latents, conditioning, given["num_inference_steps"], given["strength"])
-        self.maybe_free_model_hooks()
-        return path[-1]
-
-    # Copied from pipeline_muse.MusePipeline._invert_latents
-    def _invert_latents(
-        self, latents: torch.Tensor, conditioning: Conditioning, num_inference_steps: int, strength: float
-    ) -> list[torch.Tensor]:
-        """The latents on the first `strength` of the DDIM path from the image towards noise, both ends included."""
-        inverse = DDIMInverseScheduler.from_config(self._editing_scheduler().config)
-        inverse.set_timesteps(num_inference_steps, device=latents.device)
-        timesteps = inverse.timesteps[: steps_of_strength(strength, num_inference_steps)]
-        everyone = list(range(conditioning.batch_size))
-        path = [latents.to(conditioning.prompt_embeds.dtype)]
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
-            for t in timesteps:
-                noise_pred = self._predict_noise(path[-1], t, conditioning, [], everyone)
-                path.append(inverse.step(noise_pred, t, path[-1], return_dict=False)[0])
-                progress_bar.update()
-        return path
-
-    # Copied from pipeline_muse.MusePipeline._editing_scheduler
-    def _editing_scheduler(self) -> DDIMScheduler:
-        """Deterministic DDIM on this checkpoint's noise schedule: the path that can be walked both ways."""
-        spacing = self.scheduler.config.get("timestep_spacing", "leading")
-        return DDIMScheduler.from_config(
-            self.scheduler.config,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            timestep_spacing="trailing" if spacing == "trailing" else "leading",
-        )
-
-    # ---- the call ------------------------------------------------------------------------------------------------
-
-    # Copied from pipeline_muse.MusePipeline._resolve_request
-    def _resolve_request(self, arguments: Mapping[str, Any], settings: GuidanceSettings) -> Request:
-        """Checks the arguments of a call that needs more than upstream does, and completes them."""
-        given = dict(arguments)
-        self._check_encoding(given)
-        emotion_prompts = self._resolve_emotion_prompts(given["emotion_prompts"])
-        labels = self.emotion_labels if emotion_prompts is None else list(emotion_prompts)
-        prompt, targets = self._resolve_prompts(given["prompt"], given["prompt_embeds"], given["emotion"], labels)
-        num_prompts, given["prompt"] = len(targets), prompt
-        self._check_similar(given["similar_emotions"], labels)
-        request = Request(
-            given=given,
-            settings=settings,
-            labels=labels,
-            targets=targets,
-            similar=[self._resolve_similar(given["similar_emotions"], target, labels) for target in targets],
-            emotion_prompts=emotion_prompts,
-            semantic_prompts=self._resolve_semantic_prompts(given["semantic_prompt"], prompt, num_prompts, settings),
-            leads_from_source=self._resolve_reference(given),
-        )
-        self._check_tokens(given, targets)
-        if given["mask_image"] is not None:
-            given["mask_image"] = self._check_image(given["mask_image"], num_prompts, "mask_image", channels=1)
-        given["image"], given["height"], given["width"] = self._resolve_image(given, num_prompts)
-        callback = given["callback_on_step_end"]
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-            given["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
-        self._check_options(given)
-        self._check_schedule(given)
-        self._check_conditioning(given, num_prompts)
-        self._check_ip_adapter(given)
-        self._check_samples(given, num_prompts)
-        self.check_inputs(**accepted_arguments(self.check_inputs, **given, callback_steps=None))
-        return request
-
-    # What upstream checks late, deep in some network, or not at all
-
-    # Copied from pipeline_muse.MusePipeline._check_encoding
-    def _check_encoding(self, given: Mapping[str, Any]) -> None:
-        """Raises unless prompts are texts, and `prompt_embeds` and the settings of the encoder fit the networks."""
-        for name in TEXTS:
-            if given.get(name) is not None:
-                check_texts(name, given[name])
-        if given["prompt_embeds"] is not None:
-            check_tensor("prompt_embeds", given["prompt_embeds"], None, None, self.unet.config.cross_attention_dim)
-        if given["clip_skip"] is not None:
-            check_range("clip_skip", given["clip_skip"], 0, self._most_clip_skip, integer=True)
-        attention = given["cross_attention_kwargs"]
-        if attention is not None and not (
-            isinstance(attention, dict) and all(isinstance(key, str) for key in attention)
-        ):
-            raise TypeError(f"`cross_attention_kwargs` has to be a dict with names as keys, but is {attention!r}.")
-        if attention and "scale" in attention:
-            check_range("cross_attention_kwargs", attention["scale"], -MAX_WEIGHT, MAX_WEIGHT)
-
-    @property
-    def _most_clip_skip(self) -> float:
-        """How many layers of the text encoders can be left out; the last is anyway."""
-        encoders = [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
-        return min((encoder.config.num_hidden_layers - 1 for encoder in encoders), default=math.inf)
-
-    def _check_conditioning(self, given: Mapping[str, Any], num_prompts: int) -> None:
-        """Checks the arguments that only Stable Diffusion XL has."""
-        prompt_2 = [given["prompt_2"]] if isinstance(given["prompt_2"], str) else given["prompt_2"]
-        if prompt_2 is not None and len(prompt_2) != num_prompts:
-            raise ValueError(f"`prompt_2` has {len(prompt_2)} entries for {num_prompts} prompts; give one for each.")
-        pooled_width = self.unet.config.projection_class_embeddings_input_dim
-        pooled_width -= 6 * self.unet.config.addition_time_embed_dim  # the size conditions
-        for name in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"):
-            if given.get(name) is not None:
-                check_tensor(name, given[name], num_prompts, pooled_width)
-        if given.get("denoising_end") is not None:
-            check_range("denoising_end", given["denoising_end"], 0, 1)
-            if given["image"] is not None:
-                raise ValueError("`denoising_end` cannot be given with `image`: an edit walks its whole path back.")
-        for name in ("original_size", "crops_coords_top_left", "target_size"):
-            for argument in (name, f"negative_{name}"):
-                size = given.get(argument, (0, 0))
-                if size is None and name != "crops_coords_top_left":
-                    continue
-                if not (isinstance(size, tuple) and len(size) == 2):
-                    raise TypeError(f"`{argument}` has to be a tuple of two numbers, but is {size!r}.")
-                for side in size:
-                    check_range(argument, side, -MAX_WEIGHT, MAX_WEIGHT)
-
-    # Copied from pipeline_muse.MusePipeline._leads_from_null
-    @staticmethod
-    def _leads_from_null(given: Mapping[str, Any]) -> bool:
-        """Whether guidance leads away from a null prompt; networks that are told the guidance scale have none."""
-        return given.get("guidance_scale", 1.0) > 1 and given["guidance_reference"] == "null"
-
-    # Copied from pipeline_muse.MusePipeline._check_options
-    def _check_options(self, given: Mapping[str, Any]) -> None:
-        """Raises for numbers out of their range, unknown choices, callbacks that are none, and misspelt arguments."""
-        self._check_unexpected(given["kwargs"])
-        check_range("num_inference_steps", given["num_inference_steps"], 1, integer=True)
-        check_range("guidance_scale", given["guidance_scale"], -MAX_WEIGHT, MAX_WEIGHT)
-        check_range("guidance_rescale", given["guidance_rescale"], 0, 1)
-        check_range("eta", given["eta"], 0, 1)
-        check_choice("output_type", given["output_type"], OUTPUT_TYPES)
-        check_flag("return_dict", given["return_dict"])
-        callback, names = given["callback_on_step_end"], given["callback_on_step_end_tensor_inputs"]
-        if callback is not None and not callable(callback):
-            raise TypeError(f"`callback_on_step_end` has to be callable, but is {callback!r}.")
-        if not isinstance(names, (list, tuple)) and (callback is not None or names is not None):
-            raise TypeError(f"`callback_on_step_end_tensor_inputs` has to be a list of names, but is {names!r}.")
-
-    # Copied from pipeline_muse.MusePipeline._check_schedule
-    def _check_schedule(self, given: Mapping[str, Any]) -> None:
-        """Raises unless the scheduler can walk the caller's own `timesteps` or `sigmas`, if there are any."""
-        for name, most in (("timesteps", self.scheduler.config.num_train_timesteps - 1), ("sigmas", MAX_WEIGHT)):
-            values = given[name]
-            if values is None:
-                continue
-            if given["image"] is not None:
-                raise ValueError(f"`{name}` cannot be given with `image`: an edit walks DDIM's own path.")
-            if name not in inspect.signature(self.scheduler.set_timesteps).parameters:
-                raise ValueError(f"`{name}` cannot be given with {type(self.scheduler).__name__}, which sets its own.")
-            if not isinstance(values, (list, tuple)) and getattr(values, "ndim", 0) != 1:
-                raise TypeError(f"`{name}` has to be a list of numbers, but is {values!r}.")
-            for value in values:
-                check_range(name, value, 0, most, integer=name == "timesteps")
-            least = 2 if name == "sigmas" else 1  # the last sigma is where the last step ends
-            if len(values) < least or any(after >= before for before, after in zip(values, values[1:])):
-                raise ValueError(f"`{name}` has to hold {least} or more falling numbers, but is {values!r}.")
-
-    # Copied from pipeline_muse.MusePipeline._check_ip_adapter
-    def _check_ip_adapter(self, given: Mapping[str, Any]) -> None:
-        """Raises unless there is one entry of `ip_adapter_image` or of its embeddings for each IP-Adapter."""
-        adapters = getattr(self.unet.encoder_hid_proj, "image_projection_layers", ())
-        for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
-            entries = given[name] if isinstance(given[name], list) else [given[name]]
-            if given[name] is None:
-                continue
-            if len(adapters) == 0:
-                raise ValueError(f"`{name}` needs an IP-Adapter: call `pipe.load_ip_adapter(...)` first.")
-            if len(entries) != len(adapters):
-                raise ValueError(f"`{name}` has {len(entries)} entries for {len(adapters)} IP-Adapters.")
-            for entry in entries:
-                if name == "ip_adapter_image_embeds":  # the null image's row comes first
-                    axes = 4 if getattr(entry, "ndim", 3) == 4 else 3
-                    check_tensor(name, entry, 2 if self._leads_from_null(given) else 1, *[None] * (axes - 1))
-                elif not isinstance(entry, (PIL.Image.Image, np.ndarray, torch.Tensor)):
-                    raise TypeError(f"`{name}` has to be an image or a list of them, but is {given[name]!r}.")
-
-    # Copied from pipeline_muse.MusePipeline._check_samples
-    def _check_samples(self, given: Mapping[str, Any], num_prompts: int) -> None:
-        """Raises unless what is given per prompt or per image is there for each of them."""
-        generator, width = given["generator"], self.unet.config.cross_attention_dim
-        for name in ("negative_prompt", "negative_prompt_2"):
-            if isinstance(given.get(name), list) and len(given[name]) != num_prompts:
-                raise ValueError(f"`{name}` has {len(given[name])} entries for {num_prompts} prompts.")
-        if given["negative_prompt_embeds"] is not None:
-            prompt_embeds = given["prompt_embeds"]
-            length = self.tokenizer.model_max_length if prompt_embeds is None else prompt_embeds.shape[1]
-            check_tensor("negative_prompt_embeds", given["negative_prompt_embeds"], num_prompts, length, width)
-        images = num_prompts * given["num_images_per_prompt"]
-        generators = generator if isinstance(generator, list) else [generator]
-        if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
-            raise TypeError(f"`generator` has to be a torch.Generator or a list of them, but is {generator!r}.")
-        if isinstance(generator, list) and len(generator) != images:
-            raise ValueError(f"`generator` is a list of {len(generator)} for {images} images; give one for each.")
-        if given["latents"] is not None:
-            sides = [given[name] // self.vae_scale_factor for name in ("height", "width")]
-            free = given["image"] is None  # upstream takes latents of any size for those of the image to make
-            check_tensor(
-                "latents", given["latents"], images, self.unet.config.in_channels, *[None, None] if free else sides
-            )
-
-    # Copied from pipeline_muse.MusePipeline._check_unexpected
-    def _check_unexpected(self, names: Iterable[str]) -> None:
-        """Raises a `TypeError` for arguments that do not exist; upstream would pass over a misspelt `emotion`."""
-        if names:
-            raise TypeError(f"{type(self).__name__} does not know the arguments {sorted(names)}.")
-
-    # Copied from pipeline_muse.MusePipeline._call_stock with MusePipeline->MuseXLPipeline
-    def _call_stock(self, arguments: dict[str, Any], extra: dict[str, Any]) -> MuseXLPipelineOutput | tuple:
-        """No emotion and no image: the parent's own call, bit for bit."""
-        self._check_unexpected(extra.keys() - {"callback", "callback_steps"})
-        callback = arguments["callback_on_step_end"]
-        names = getattr(callback, "tensor_inputs", arguments["callback_on_step_end_tensor_inputs"])
-        if callback is not None and "emotion_tokens" in names:  # which the parent does not know; here they are None
-            arguments = arguments | {
-                "callback_on_step_end": lambda *seen: callback(*seen[:-1], seen[-1] | {"emotion_tokens": None}),
-                "callback_on_step_end_tensor_inputs": [name for name in names if name != "emotion_tokens"],
-            }
-        output = super().__call__(**arguments, **extra)
-        if not arguments["return_dict"]:
-            return output
-        return MuseXLPipelineOutput(**vars(output))
-
-    # Copied from pipeline_muse.MusePipeline._resolve_timesteps
-    def _resolve_timesteps(self, given: Mapping[str, Any]) -> tuple[Any, torch.Tensor]:
-        """The scheduler and its timesteps; for an edit DDIM and the part of its path that is walked back."""
-        num_inference_steps, device = given["num_inference_steps"], self._execution_device
-        if given["image"] is None:
-            scheduler, custom = self.scheduler, (given["timesteps"], given["sigmas"])
-            timesteps, _ = retrieve_timesteps(scheduler, num_inference_steps, device, *custom)
-        else:
-            scheduler = self._editing_scheduler()
-            scheduler.set_timesteps(num_inference_steps, device=device)
-            timesteps = scheduler.timesteps[-steps_of_strength(given["strength"], num_inference_steps) :]
-        check_preview(scheduler, timesteps)
-        return scheduler, timesteps
-
-    # Copied from pipeline_muse.MusePipeline._guidance_chain
-    @property
-    def _guidance_chain(self) -> list[torch.nn.Module]:
-        """The modules that work in the loop."""
-        modules = (self.unet, self.vae, self.preview_vae, self.clip_model, self.emotion_classifier)
-        return [module for module in modules if module is not None]
-
-    # Copied from pipeline_muse.MusePipeline._start_latents
-    def _start_latents(
-        self, given: Mapping[str, Any], conditioning: Conditioning
-    ) -> tuple[torch.Tensor, SourceRegion | None]:
-        """Noise as upstream's, or the noise of the source, shape `(B, channels, h, w)`; and what a mask protects."""
-        latents, mask, size = given["latents"], given["mask_image"], (given["height"], given["width"])
-        dtype, device, batch_size = conditioning.prompt_embeds.dtype, self._execution_device, conditioning.batch_size
-        latents = latents if latents is None else latents.to(device, dtype)
-        if given["image"] is None:
-            channels, generator = self.unet.config.in_channels, given["generator"]
-            return self.prepare_latents(batch_size, channels, *size, dtype, device, generator, latents), None
-        if latents is not None and mask is None:
-            return latents, None
-        source = self._encode_image(given["image"], *size, batch_size)
-        path = self._invert_latents(source, conditioning, given["num_inference_steps"], given["strength"])
-        latents = path[-1] if latents is None else latents
-        return latents, None if mask is None else SourceRegion(self._encode_mask(mask, *size, latents), path)
-
-    # Copied from pipeline_muse.MusePipeline._prepare_state
-    def _prepare_state(self, request: Request, conditioning: Conditioning) -> GuidanceState:
-        """What is known before denoising, one row per image, on the pipeline's device."""
-        device = self._execution_device
-        repeat = partial(repeat_each, times=request.given["num_images_per_prompt"])
-        is_guided, texts = any(request.targets), request.semantic_prompts
-        is_zero_shot = is_guided and request.emotion_prompts is not None
-        weights = label_weights(repeat(request.targets), request.labels).to(device)
-        state = GuidanceState(
-            target=weights,
-            similar=label_weights(repeat(request.similar), request.labels).to(device),
-            inherent=torch.zeros_like(weights),
-            traces=[MuseTrace(request.labels, target) for target in repeat(request.targets)],
-            classify=self._zero_shot_classifier(request.emotion_prompts) if is_zero_shot else self._classify,
-            text_inputs=self._tokenize_gate(repeat(texts)) if texts else None,
-        )
-        if is_guided:
-            self._start_tokens(state, conditioning, request)
-        return state
-
-    # Copied from pipeline_muse.MusePipeline._denoise
-    def _denoise(
-        self,
-        latents: torch.Tensor,
-        scheduler: Any,
-        timesteps: torch.Tensor,
-        conditioning: Conditioning,
-        state: GuidanceState,
-        region: SourceRegion | None,
-        request: Request,
-    ) -> torch.Tensor:
-        """The loop of MUSE (Fig. 1): latents of shape `(B, channels, h, w)` from noise to image."""
-        given, preview_scale = request.given, request.settings.preview_scale
-        step_kwargs = accepted_arguments(scheduler.step, eta=given["eta"], generator=given["generator"])
-        self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=math.ceil(len(timesteps) / scheduler.order)) as progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
-                model_input = scheduler.scale_model_input(latents, t)
-                predict = partial(self._predict_noise, model_input, t, conditioning)
-                preview = partial(self._preview, model_input, t, scheduler, region, preview_scale)
-                noise_pred = self._predict_step(state, i, predict, preview, model_input, conditioning, request)
-                latents = scheduler.step(noise_pred, t, latents, **step_kwargs, return_dict=False)[0]
-                if region is not None:
-                    latents = region.restore(latents, len(timesteps) - 1 - i)
-
-                if given["callback_on_step_end"] is not None:
-                    latents = self._run_callback(given, i, t, latents, conditioning, state)
-                if i == len(timesteps) - 1 or (i + 1) % scheduler.order == 0:
-                    progress_bar.set_postfix({"size": f"{given['width']}x{given['height']}", **state.summary()})
-                    progress_bar.update()
-        return latents
-
-    # Copied from pipeline_muse.MusePipeline._predict_step
-    def _predict_step(
-        self,
-        state: GuidanceState,
-        step: int,
-        predict: Callable[..., torch.Tensor],
-        preview: Callable[[list[int], torch.Tensor], torch.Tensor],
-        model_input: torch.Tensor,
-        conditioning: Conditioning,
-        request: Request,
-    ) -> torch.Tensor:
-        """The noise that one denoising step is taken with, shape `(B, channels, h, w)`."""
-        settings, everyone = request.settings, list(range(conditioning.batch_size))
-        looks = step % settings.update_interval == 0
-        is_whole = settings.emotion_strength == 1
-        has_null = conditioning.has_null and self.do_classifier_free_guidance
-        if has_null and is_whole and state.resting(looks, settings.patience) == everyone:
-            return self._predict_together(predict, everyone, state.tokens)
-
-        # The prompt alone, for whatever is not guided, or not to the full
-        noise_reference, noise_pred = self._predict_stock(
-            predict, conditioning, state.closed if is_whole else everyone, request.leads_from_source, model_input
-        )
-        # WHEN
-        if looks:
-            self._open_gates(state, step, preview, noise_pred, settings)
-        # HOW and WHICH
-        resting = state.resting(looks, settings.patience)
-        moving = [b for b in state.opened if b not in resting]
-        guided = noise_pred.clone()
-        if moving:
-            guided[moving] = self._optimize_tokens(state, moving, step, predict, preview, noise_reference, settings)
-        if resting:
-            guided[resting] = self._predict_guided(predict, noise_reference, resting, state.tokens[resting])[1]
-        return torch.lerp(noise_pred, guided, settings.emotion_strength)
-
-    # Copied from pipeline_muse.MusePipeline._run_callback
-    def _run_callback(
-        self,
-        given: Mapping[str, Any],
-        step: int,
-        timestep: torch.Tensor,
-        latents: torch.Tensor,
-        conditioning: Conditioning,
-        state: GuidanceState,
-    ) -> torch.Tensor:
-        """Upstream's `callback_on_step_end`: under guidance embeddings have the null prompt's rows first."""
-        null_embeds = conditioning.prompt_embeds[: conditioning.batch_size] if conditioning.has_null else None
-        added = conditioning.added_cond_kwargs or {}
-        offered = {
-            "latents": latents,
-            "prompt_embeds": conditioning.prompt_embeds,
-            "negative_prompt_embeds": null_embeds,
-            "add_text_embeds": added.get("text_embeds"),
-            "add_time_ids": added.get("time_ids"),
-            "emotion_tokens": state.tokens,
-        }
-        names = given["callback_on_step_end_tensor_inputs"]
-        returned = given["callback_on_step_end"](self, step, timestep, {name: offered[name] for name in names})
-        conditioning.prompt_embeds = returned.pop("prompt_embeds", conditioning.prompt_embeds)
-        replaced = returned.pop("negative_prompt_embeds", null_embeds)
-        if replaced is not null_embeds and conditioning.has_null:
-            prompt_embeds = conditioning.prompt_embeds[-conditioning.batch_size :]
-            conditioning.prompt_embeds = torch.cat([replaced, prompt_embeds])
-        for name, key in (("add_text_embeds", "text_embeds"), ("add_time_ids", "time_ids")):
-            if name in returned:
-                added[key] = returned.pop(name)
-        state.tokens = returned.pop("emotion_tokens", state.tokens)
-        return returned.pop("latents", latents)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        prompt: str | list[str] = None,
-        prompt_2: str | list[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        timesteps: list[int] = None,
-        sigmas: list[float] = None,
-        denoising_end: float | None = None,
-        guidance_scale: float = 5.0,
-        negative_prompt: str | list[str] | None = None,
-        negative_prompt_2: str | list[str] | None = None,
-        num_images_per_prompt: int | None = 1,
-        eta: float = 0.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        pooled_prompt_embeds: torch.Tensor | None = None,
-        negative_pooled_prompt_embeds: torch.Tensor | None = None,
-        ip_adapter_image: PipelineImageInput | None = None,
-        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
-        output_type: str | None = "pil",
-        return_dict: bool = True,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        guidance_rescale: float = 0.0,
-        original_size: tuple[int, int] | None = None,
-        crops_coords_top_left: tuple[int, int] = (0, 0),
-        target_size: tuple[int, int] | None = None,
-        negative_original_size: tuple[int, int] | None = None,
-        negative_crops_coords_top_left: tuple[int, int] = (0, 0),
-        negative_target_size: tuple[int, int] | None = None,
-        clip_skip: int | None = None,
-        callback_on_step_end: Callable[[int, int], None] | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (upstream's signature)
-        emotion: Emotion | list[Emotion] = None,
-        emotion_strength: float = 1.0,
-        emotion_prompts: Mapping[str, str | list[str]] | None = None,
-        image: PipelineImageInput | None = None,
-        mask_image: PipelineImageInput | None = None,
-        strength: float = 1.0,
-        guidance_reference: str = "null",
-        num_emotion_tokens: int | None = None,
-        emotion_tokens: torch.Tensor | None = None,
-        emotion_token_init: str = "random",
-        max_inner_steps: int = 10,
-        loss_threshold: float = 1e-4,
-        stop_probability: float | None = None,
-        emotion_learning_rate: float = 0.01,
-        semantic_threshold: float | None = None,
-        semantic_prompt: str | list[str] | None = None,
-        similarity_scale: float | None = None,
-        inherent_weight: float = 0.0005,
-        similar_weight: float = 0.0015,
-        similar_emotions: str | list[str] | dict[str, list[str]] | None = None,
-        max_token_norm: float | None = None,
-        guided_preview: bool = True,
-        carry_emotion_tokens: bool = True,
-        update_interval: int = 1,
-        patience: int | None = None,
-        emotion_optimizer: str = "adam",
-        keep_best: bool = True,
-        preview_scale: float = 1.0,
-        max_inner_batch: int | None = None,
-        gradient_checkpointing: bool = False,
-        **kwargs: Any,
-    ) -> MuseXLPipelineOutput | tuple:
-        r"""
-        Generates images that evoke `emotion`, or edits `image` towards it (MUSE, Fig. 1 and Eq. 7-13).
-
-        Everything up to `callback_on_step_end_tensor_inputs` is [`StableDiffusionXLPipeline.__call__`]'s, with its
-        meaning and defaults; with neither `emotion` nor `image` the result is the parent's, bit for bit. Below, B is
-        the number of images, D the width of the prompt embeddings.
-
-        Args:
-            prompt (`str` or `list[str]`, *optional*): May be left out with an `emotion`; it is then
-                "an image of {emotion}". When editing, the caption of the source.
-            emotion (`str`, `dict[str, float]` or a list of these and `None`, *optional*): What the image should
-                evoke: a label of the classifier (`pipe.emotion_labels`), or a mixture as label -> weight (>= 0,
-                normalised to sum to one). A list has one entry per prompt; an entry `None` leaves its image stock.
-            emotion_strength (`float`, defaults to 1.0): In (0, 1]: how far each step goes from the noise of the prompt
-                alone to that of the prompt with S, `eps = eps(P) + emotion_strength (eps(P, S) - eps(P))`. Towards 0
-                the image becomes the one without an emotion.
-            emotion_prompts (`dict[str, str or list[str]]`, *optional*): Labels of your own, each with the texts that
-                describe it, for `emotion` to choose from: `clip_model` then classifies zero-shot, in place of the
-                classifier. Without a classifier `EMOTION_PROMPTS` serves.
-            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): The source to edit;
-                one for all prompts, or one per prompt. It is inverted with DDIM ([`~MuseXLPipeline.invert`]) and
-                denoised with DDIM, whatever `scheduler` is. Arrays are uint8 or in [0, 1]; tensors are in [0, 1], of
-                shape `(3, H, W)` or `(n, 3, H, W)`. The result has its aspect ratio unless `height` and `width` are
-                given; the progress bar says it. `latents` from `invert` (same prompt, steps and strength) save the
-                inversion.
-            mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): Where the
-                emotion acts: white there, black where the source stays, grey in between. One for all prompts, or one
-                per prompt; tensors are in [0, 1], of shape `(1, H, W)` or `(n, 1, H, W)`. Outside of it the latents
-                return to the inversion's own path at every step, and in the end to the source's; the decoder, which
-                sees the whole picture, may carry a little of the change over. The gate sees mostly the source, so it
-                may open late: see `semantic_threshold`.
-            strength (`float`, defaults to 1.0): In (0, 1]: the share of the path from image to noise that an edit
-                walks back. Less keeps more of the source.
-            guidance_reference (`str`, defaults to "null"): What guidance leads away from. "null": the null (or
-                negative) prompt, as in the paper. "source", for editing: the source prompt itself,
-                `eps = eps(P) + w (eps(P, S) - eps(P))`, which retraces the inversion until the gate opens, and then
-                scales the emotion alone.
-            num_emotion_tokens (`int`, defaults to 4): How many tokens S are appended to the prompt.
-            emotion_tokens (`torch.Tensor` of shape `(n, D)` or `(B, n, D)`, or `dict[str, torch.Tensor]`, *optional*):
-                Tokens to start from, such as those that an earlier call returned; or for each label tokens of shape
-                `(n, D)`, an emotion library as `safetensors.torch.load_file` reads it. Mixtures start from the mean.
-            emotion_token_init (`str`, defaults to "random"): Where S starts otherwise. "random": noise with the
-                standard deviation of the prompt embedding, as in the paper; "emotion": the hidden state of the
-                emotion's word plus a tenth of that noise. The noise is drawn from a copy of each sample's generator.
-            max_inner_steps (`int`, defaults to 10): Adam steps per denoising step at most; 0 uses the tokens as they
-                start.
-            loss_threshold (`float`, defaults to 1e-4): The inner loop of a sample ends when its loss falls below; for
-                a mixture, when it is less than this above the least that its weights allow, their entropy.
-            stop_probability (`float`, *optional*): It also ends when the target's probability reaches this value; of
-                a mixture, when each label reaches this share of its weight.
-            emotion_learning_rate (`float`, defaults to 0.01): Adam's; falls as `lr * (1 - i / 100)` with the index i
-                of the denoising step.
-            semantic_threshold (`float`, *optional*): Guidance starts, for good, when
-                `similarity_scale * cos(preview, prompt)` reaches this value. 0: at the first step; `float("inf")`:
-                never. Defaults to `pipe.config.semantic_threshold`.
-            semantic_prompt (`str` or `list[str]`, *optional*): The gate's text, `prompt` by default.
-            similarity_scale (`float`, *optional*): Defaults to `clip_model.logit_scale.exp()`, 100 in OpenAI's models.
-            inherent_weight (`float`, defaults to 0.0005): lambda_1, away from what the image evokes by itself.
-            similar_weight (`float`, defaults to 0.0015): lambda_2, away from the target's similar emotions.
-            similar_emotions (`"both"`, `list[str]` or `dict[str, list[str]]`, *optional*): Overrides which emotions
-                are similar, for all targets or per target. By default the wheel's neighbours of the same valence;
-                "both": both neighbours. `[]`: none.
-            max_token_norm (`float`, *optional*): Bounds the norm of each token, as a multiple of the mean norm of the
-                prompt's token embeddings.
-            guided_preview (`bool`, defaults to `True`): Whether the x0 that is classified comes from the guided noise
-                or from the conditional one alone.
-            carry_emotion_tokens (`bool`, defaults to `True`): Whether S goes on from one denoising step to the next or
-                starts anew.
-            update_interval (`int`, defaults to 1): Gate and inner loop work at every so many denoising steps, starting
-                with the first; at those in between open samples take their tokens as they are, for the price of a
-                plain step.
-            patience (`int`, *optional*): After so many updates in a row at which a sample had reached
-                `loss_threshold` or `stop_probability` without an inner step, its tokens stay as they are for good.
-            emotion_optimizer (`str`, defaults to "adam"): "adam"; or "normalized": plain gradient steps, each of which
-                moves the tokens' entries by `emotion_learning_rate` in the root mean square, whatever the gradient's
-                size (as DATE's, https://huggingface.co/papers/2510.23974).
-            keep_best (`bool`, defaults to `True`): Whether the tokens are evaluated once more after the last inner
-                step, and the best that were seen are kept. `False` spares this: the tokens go on as the last inner
-                step left them, and the denoising step is taken with the best noise before it.
-            preview_scale (`float`, defaults to 1.0): In (0, 1]: the size at which previews are decoded for gate and
-                classifier; 0.5 halves both sides.
-            max_inner_batch (`int`, *optional*): At most so many samples share a pass of the inner loop, which bounds
-                its memory; all of them by default.
-            gradient_checkpointing (`bool`, defaults to `False`): Whether the UNet and the preview's decoder recompute
-                activations in the inner loop, and only there: much less memory for about a third more time.
-
-        Returns:
-            [`MuseXLPipelineOutput`], or with `return_dict=False` a tuple: upstream's `(images,)`,
-            and with `emotion` or `image` also `emotion_tokens` and `trace`.
-
-        Raises:
-            ValueError, TypeError: For bad input, before any work is done; the message names the argument.
-
-        Examples:
-
-        ```py
-        >>> import torch
-        >>> from diffusers import DiffusionPipeline
-
-        >>> pipe = DiffusionPipeline.from_pretrained("path/to/muse", trust_remote_code=True)
-        >>> image = pipe("a cat in the park", emotion="awe", generator=torch.Generator().manual_seed(0)).images[0]
-        ```
-        """
-        semantic_threshold = self.config.semantic_threshold if semantic_threshold is None else semantic_threshold
-        arguments = dict(locals())
-
-        # 1. Check everything before any work is done
-        settings = GuidanceSettings(**{part.name: arguments[part.name] for part in fields(GuidanceSettings)})
-        self._check_guidance(arguments, settings)
-        if emotion is None and image is None:
-            return self._call_stock({name: arguments[name] for name in STOCK_ARGUMENTS}, kwargs)
-        request = self._resolve_request(arguments, settings)
-        scheduler, timesteps = self._resolve_timesteps(request.given)
-        if denoising_end is not None:  # the rest is a refiner's
-            cutoff = round((1 - denoising_end) * scheduler.config.num_train_timesteps)
-            timesteps = timesteps[: int((timesteps >= cutoff).sum())]
-            if len(timesteps) == 0:
-                raise ValueError(f"`denoising_end` {denoising_end} leaves no step to walk.")
-
-        # 2. Encode the prompts; S is appended later, so without it this is upstream's conditioning
-        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
-        self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
-        self._denoising_end, self._interrupt = denoising_end, False
-        with_null = self.do_classifier_free_guidance and not request.leads_from_source
-        conditioning = self._encode_conditioning(request.given, with_null)
-
-        with frozen(*self._guidance_chain), upcast(self.vae):
-            # 3. Start from noise, or from the noise of the source, and the emotional tokens from their own
-            latents, region = self._start_latents(request.given, conditioning)
-            state = self._prepare_state(request, conditioning)
-            # 4. Denoise; see there for WHEN, HOW and WHICH
-            latents = self._denoise(latents, scheduler, timesteps, conditioning, state, region, request)
-            # 5. Decode
-            images = self._decode_output(latents, request.given)
-
-        self.maybe_free_model_hooks()
-        output = MuseXLPipelineOutput(images, state.tokens, state.traces if emotion is not None else None)
-        return output if return_dict else tuple(getattr(output, part.name) for part in fields(output))
-
-
-# Copied from pipeline_muse.STOCK_ARGUMENTS with StableDiffusion->StableDiffusionXL
-STOCK_ARGUMENTS = frozenset(inspect.signature(StableDiffusionXLPipeline.__call__).parameters) - {"self", "kwargs"}

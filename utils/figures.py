@@ -1,0 +1,72 @@
+# Copyright 2026 The MUSE pipelines authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Prints how large the pipeline files are: lines of code, functions, parameters, checks.
+
+Code is what is left without docstrings, comments and blank lines. Checks are the functions named `check_...`,
+`_check_...` and `refuse`, and every `if` elsewhere whose body ends in a `raise`. A parameter is one besides `self`.
+"""
+
+import ast
+import statistics
+from pathlib import Path
+
+from fix_copies import COPY, ORIGINAL, region
+
+
+def code_lines(source: str, node: ast.AST | None = None) -> set[int]:
+    """The numbers of the lines of code of a module, or of a part of it."""
+    tree = ast.parse(source)
+    docstrings: set[int] = set()
+    for part in ast.walk(tree):
+        if isinstance(part, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(part, clean=False):
+            docstrings.update(range(part.body[0].lineno, (part.body[0].end_lineno or 0) + 1))
+    lines = {
+        number
+        for number, line in enumerate(source.splitlines(), 1)
+        if line.strip() and not line.strip().startswith("#") and number not in docstrings
+    }
+    return lines if node is None else lines & set(range(getattr(node, "lineno"), getattr(node, "end_lineno") + 1))
+
+
+def is_check(node: ast.AST) -> bool:
+    if isinstance(node, ast.FunctionDef):
+        return node.name.lstrip("_").startswith("check_") or node.name == "refuse"
+    return isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise)
+
+
+def parameters(function: ast.FunctionDef) -> int:
+    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def figures(path: Path) -> dict[str, str]:
+    """Name of a figure -> its value for a pipeline file."""
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    bodies = {node: len(code_lines(source, node)) for node in functions}
+    longest = max(functions, key=bodies.__getitem__)
+    call = next(node for node in functions if node.name == "__call__" and "args" in str(node.args.vararg and node.args.vararg.arg))
+    checks = set().union(*(code_lines(source, node) for node in ast.walk(tree) if is_check(node)))
+    private = max((node for node in functions if node.name.startswith("_") and not node.name.endswith("__")), key=parameters)
+    first = call.body[1].lineno
+    return {
+        "code lines": str(len(code_lines(source))),
+        "of which checks": str(len(checks)),
+        "outside of the shared region": str(len(code_lines(source.replace(region(source), "")))),
+        "functions": str(len(functions)),
+        "median and longest function": f"{statistics.median(bodies.values()):g}, {bodies[longest]} ({longest.name})",
+        "body of __call__": str(len([line for line in code_lines(source, call) if line >= first])),
+        "most parameters of a private function": f"{parameters(private)} ({private.name})",
+    }
+
+
+def main() -> None:
+    rows = [figures(path) for path in (ORIGINAL, COPY)]
+    print(f"{'':40}{ORIGINAL.name:>28}{COPY.name:>28}")
+    for name in rows[0]:
+        print(f"{name:40}{rows[0][name]:>28}{rows[1][name]:>28}")
+
+
+if __name__ == "__main__":
+    main()
