@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -43,6 +43,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -60,7 +61,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
-    Parent = StableDiffusionXLPipeline
+    from diffusers import StableDiffusionXLPipeline as Parent
 else:  # diffusers takes the one pipeline class that it finds in a file, so the mixin must not be one
     Parent = object
 
@@ -111,7 +112,9 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MAX_WEIGHT = 1e6  # learning rates, weights and scales beyond it are mistakes
 
-Emotion = str | Mapping[str, float] | None
+Emotion: TypeAlias = str | Mapping[str, float] | None
+Pictures: TypeAlias = list[PIL.Image.Image] | Tensor
+TokenStart: TypeAlias = str | Tensor | Mapping[str, Tensor]
 
 
 # --------------------------------------------------------------------------------------
@@ -196,12 +199,12 @@ def normalize_emotion(emotion: Emotion, labels: Sequence[str]) -> dict[str, floa
     return {label: weight / total for label, weight in emotion.items() if weight > 0}
 
 
-def label_weights(rows: Iterable[Mapping[str, float]], labels: Sequence[str]) -> torch.Tensor:
+def label_weights(rows: Iterable[Mapping[str, float]], labels: Sequence[str]) -> Tensor:
     """Rows of label -> weight as a float32 matrix of shape `(len(rows), len(labels))`; absent labels weigh zero."""
     return torch.tensor([[row.get(label, 0.0) for label in labels] for row in rows], dtype=torch.float32)
 
 
-def mean_of_labels(table: Mapping[str, torch.Tensor], targets: Sequence[Mapping[str, float]]) -> torch.Tensor:
+def mean_of_labels(table: Mapping[str, Tensor], targets: Sequence[Mapping[str, float]]) -> Tensor:
     """Per target the mean of its labels' entries of `table`, by its weights; zeros where it has no labels."""
     zeros = torch.zeros_like(next(iter(table.values())))
     return torch.stack([sum((w * table[label] for label, w in target.items()), zeros) for target in targets])
@@ -224,13 +227,13 @@ def similar_weights(
 
 
 def muse_loss(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    inherent: torch.Tensor,
-    similar: torch.Tensor,
+    logits: Tensor,
+    target: Tensor,
+    inherent: Tensor,
+    similar: Tensor,
     inherent_weight: float,
     similar_weight: float,
-) -> torch.Tensor:
+) -> Tensor:
     """
     The multi-emotion loss (Eq. 11-13), one value per sample, in float32:
     `CE(target) - inherent_weight * CE(inherent) - similar_weight * CE(similar)`.
@@ -287,7 +290,7 @@ class PixelSpec:
         size = clip_model.config.vision_config.image_size
         return cls((size, size), tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))
 
-    def prepare(self, image: torch.Tensor) -> torch.Tensor:
+    def prepare(self, image: Tensor) -> Tensor:
         """
         Resizes (bicubic, antialiased) and normalises differentiably. Nothing is clamped: a clamp has no gradient.
 
@@ -315,7 +318,7 @@ def check_schedule(scheduler: Any) -> None:
         )
 
 
-def signal_level(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor:
+def signal_level(scheduler: Any, timestep: Tensor) -> Tensor:
     """
     The cumulative alpha of `timestep`: the share of signal in the network's input. No scheduler state is changed.
 
@@ -337,9 +340,7 @@ def signal_level(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor:
     return scheduler.alphas_cumprod[int(timestep)].double()
 
 
-def predict_x0(
-    model_input: torch.Tensor, noise_pred: torch.Tensor, alpha_cumprod: float | torch.Tensor, prediction_type: str
-) -> torch.Tensor:
+def predict_x0(model_input: Tensor, noise_pred: Tensor, alpha_cumprod: float | Tensor, prediction_type: str) -> Tensor:
     """
     One-step estimate of the clean latents (Eq. 6), in float32: `(z - sqrt(1 - a) eps) / sqrt(a)` for noise prediction.
 
@@ -360,7 +361,7 @@ def predict_x0(
     raise ValueError(f"`prediction_type` has to be one of {PREDICTION_TYPES}, but is {prediction_type!r}.")
 
 
-def check_preview(scheduler: Any, timesteps: torch.Tensor) -> None:
+def check_preview(scheduler: Any, timesteps: Tensor) -> None:
     """Raises a `ValueError` that names the scheduler where [`predict_x0`] cannot be derived for its first timestep."""
     signal = signal_level(scheduler, timesteps[0])
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
@@ -376,11 +377,11 @@ def check_preview(scheduler: Any, timesteps: torch.Tensor) -> None:
 
 
 def guide_noise(
-    noise_reference: torch.Tensor | None,
-    noise_cond: torch.Tensor,
+    noise_reference: Tensor | None,
+    noise_cond: Tensor,
     guidance_scale: float,
     guidance_rescale: float = 0.0,
-) -> torch.Tensor:
+) -> Tensor:
     """Classifier-free guidance (Eq. 2 of Imagen) away from `noise_reference`; without one the condition alone."""
     if noise_reference is None:
         return noise_cond
@@ -390,9 +391,7 @@ def guide_noise(
     return noise_pred
 
 
-def clip_features(
-    clip_model: CLIPModel, image: torch.Tensor, text_inputs: Mapping[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def clip_features(clip_model: CLIPModel, image: Tensor, text_inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """
     CLIP's features of images and texts, on the unit sphere, in float32; differentiable.
 
@@ -410,8 +409,8 @@ def clip_features(
 
 
 def clip_similarity(
-    clip_model: CLIPModel, image: torch.Tensor, text_inputs: Mapping[str, torch.Tensor], scale: float | None = None
-) -> torch.Tensor:
+    clip_model: CLIPModel, image: Tensor, text_inputs: Mapping[str, Tensor], scale: float | None = None
+) -> Tensor:
     """
     `scale * cos(image, text)` (Eq. 10) of each sample, in float32.
 
@@ -427,12 +426,14 @@ def clip_similarity(
     return scale * (image_features * text_features).sum(dim=-1)
 
 
-def to_rgb(image: PIL.Image.Image, name: str = "image") -> PIL.Image.Image:
+def to_rgb(image: PIL.Image.Image | np.ndarray, name: str = "image") -> PIL.Image.Image:
     """
     Any photograph as upright 8-bit RGB: EXIF rotation applied, 16 bits and floats (of which 1, 255 or 65535 is white)
-    scaled to 8, transparency laid on white.
+    scaled to 8, transparency laid on white. Arrays: see [`array_to_picture`].
     """
-    image = PIL.ImageOps.exif_transpose(image)
+    image = PIL.ImageOps.exif_transpose(array_to_picture(image, name) if isinstance(image, np.ndarray) else image)
+    if 0 in image.size:
+        raise ValueError(f"`{name}` has no pixels.")
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.array(image, dtype=np.float32)
         most = pixels.max()
@@ -447,23 +448,19 @@ def to_rgb(image: PIL.Image.Image, name: str = "image") -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def array_to_rgb(array: np.ndarray, name: str = "image") -> PIL.Image.Image:
+def array_to_picture(array: np.ndarray, name: str = "image") -> PIL.Image.Image:
     """An array of shape `(H, W)` or `(H, W, 1, 3 or 4)`, uint8, uint16, bool or floats in [0, 1], as a picture."""
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 2 and (array.ndim != 3 or array.shape[-1] not in (3, 4)) or array.size == 0:
-        raise ValueError(f"`{name}` arrays have to be of shape (H, W) or (H, W, 3 or 4), but are {array.shape}.")
-    if np.issubdtype(array.dtype, np.floating):
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise ValueError(f"`{name}` arrays of floats have to lie in [0, 1].")
-        array = (array * 255).round().astype(np.uint8)
-    if array.dtype == np.uint16:
-        array = (array / 257).round().astype(np.uint8)
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    if array.dtype != np.uint8:
-        raise ValueError(f"`{name}` arrays have to hold uint8, uint16, bool or floats, but hold {array.dtype}.")
-    return to_rgb(PIL.Image.fromarray(array))
+    is_float = np.issubdtype(array.dtype, np.floating)
+    most = 1 if is_float else {"bool": 1, "uint8": 255, "uint16": 65535}.get(array.dtype.name, 0)
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))) or array.size == 0 or not most:
+        raise ValueError(
+            f"`{name}` arrays have to hold uint8, uint16, bool or floats in shape (H, W) or (H, W, 1, 3 or 4), but"
+            f" hold {array.dtype} in {array.shape}."
+        )
+    if is_float and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        raise ValueError(f"`{name}` arrays of floats have to lie in [0, 1].")
+    array = array if most == 255 else (array * (255 / most)).round().astype(np.uint8)
+    return PIL.Image.fromarray(array[..., 0] if array.shape[-1] == 1 and array.ndim == 3 else array)
 
 
 def fit_size(
@@ -519,7 +516,7 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 def check_tensor(name: str, value: Any, *shape: int | None) -> None:
     """Raises an error that names the argument unless it holds finite floats in `shape`; `None` is any size but 0."""
-    if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+    if not (isinstance(value, Tensor) and value.is_floating_point()):
         raise TypeError(f"`{name}` has to be a tensor of floats, but is {getattr(value, 'dtype', type(value))}.")
     sizes = tuple(value.shape)
     if len(sizes) != len(shape) or any(size != (wanted or max(1, size)) for size, wanted in zip(sizes, shape)):
@@ -539,7 +536,7 @@ def check_texts(name: str, value: Any, count: int) -> list[str]:
     return texts
 
 
-def check_finite(name: str, values: torch.Tensor) -> None:
+def check_finite(name: str, values: Tensor) -> None:
     """Raises a `ValueError` rather than letting a black image pass."""
     if not torch.isfinite(values).all():
         raise ValueError(
@@ -548,7 +545,7 @@ def check_finite(name: str, values: torch.Tensor) -> None:
         )
 
 
-def check_gradients(**outputs: torch.Tensor) -> None:
+def check_gradients(**outputs: Tensor) -> None:
     """Raises a `ValueError` that names the first network whose output does not depend on the tokens."""
     for name, output in outputs.items():
         if not output.requires_grad:
@@ -566,16 +563,17 @@ def refuse(reason: str, **arguments: Any) -> None:
 
 
 def check_prompt_table(name: str, table: Any) -> dict[str, list[str]]:
-    """Labels with a list of texts for each, or an error that names the argument."""
-    if not isinstance(table, Mapping):
-        raise TypeError(f"`{name}` has to map labels to prompts, but is {table!r}.")
-    if len(table) < 2:
-        raise ValueError(f"`{name}` needs two labels to tell apart, but has {list(table)}.")
-    lists = {label: [texts] if isinstance(texts, str) else texts for label, texts in table.items()}
-    for label, texts in lists.items():
-        is_list = isinstance(texts, (list, tuple)) and len(texts) > 0
-        if not (isinstance(label, str) and is_list and all(isinstance(text, str) for text in texts)):
-            raise TypeError(f"`{name}` has to give {label!r} a prompt or a list of them, but has {texts!r}.")
+    """Two labels or more with a list of texts for each, or an error that names the argument."""
+    items = table.items() if isinstance(table, Mapping) else ()
+    lists = {label: [texts] if isinstance(texts, str) else texts for label, texts in items}
+    are_lists = all(isinstance(texts, (list, tuple)) and texts for texts in lists.values())
+    if not (
+        are_lists
+        and all(isinstance(text, str) for text in [*lists, *(one for part in lists.values() for one in part)])
+    ):
+        raise TypeError(f"`{name}` has to map labels to a prompt or a list of them, but is {table!r}.")
+    if len(lists) < 2:
+        raise ValueError(f"`{name}` needs two labels to tell apart, but is {table!r}.")
     return {label: list(texts) for label, texts in lists.items()}
 
 
@@ -584,64 +582,53 @@ def check_similar(similar_emotions: Any, labels: list[str]) -> None:
     if similar_emotions is None or (isinstance(similar_emotions, str) and similar_emotions == "both"):
         return
     is_table = isinstance(similar_emotions, Mapping)
-    rows = [list(similar_emotions), *similar_emotions.values()] if is_table else [similar_emotions]
-    if not all(isinstance(names, (list, tuple)) for names in rows):
-        raise TypeError(
-            "`similar_emotions` has to be None, 'both', a list of labels or a mapping from labels to lists of"
-            f" labels, but is {similar_emotions!r}."
+    lists = [list(similar_emotions), *similar_emotions.values()] if is_table else [similar_emotions]
+    if not all(isinstance(names, (list, tuple)) and all(name in labels for name in names) for names in lists):
+        raise ValueError(
+            f"`similar_emotions` has to be None, 'both', a list of labels or a table from labels to such lists, of"
+            f" {sorted(labels)}, but is {similar_emotions!r}."
         )
-    unknown = [name for names in rows for name in names if not (isinstance(name, str) and name in labels)]
-    if unknown:
-        raise ValueError(f"`similar_emotions` {unknown} are not among {sorted(labels)}.")
 
 
-def check_pictures(name: str, pictures: Any, count: int, channels: int) -> list[PIL.Image.Image] | torch.Tensor:
+def check_pictures(name: str, pictures: Any, count: int, channels: int) -> Pictures:
     """One picture, or one for each of `count` prompts: upright RGB, or a tensor `(n, channels, H, W)` in [0, 1]."""
     if isinstance(pictures, np.ndarray):
         pictures = list(pictures) if pictures.ndim == 4 else pictures
     pictures = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
-    if not pictures or not all(isinstance(one, (PIL.Image.Image, np.ndarray, torch.Tensor)) for one in pictures):
-        kinds = sorted({type(one).__name__ for one in pictures}) or "an empty list"
-        raise TypeError(
-            f"`{name}` has to be a PIL image, an array, a tensor or a list of them, but is {kinds}; open a file with"
-            " `diffusers.utils.load_image`."
-        )
-    if len({one.shape if isinstance(one, torch.Tensor) else None for one in pictures}) > 1:
-        raise ValueError(f"`{name}` has to hold tensors of one shape, or no tensors.")
+    kinds = {Tensor if isinstance(one, Tensor) else type(one) for one in pictures}
     result: Any
-    if isinstance(pictures[0], torch.Tensor):
+    if kinds == {Tensor} and len({one.shape for one in pictures}) == 1:
         result = torch.cat(pictures) if pictures[0].ndim == 4 else torch.stack(pictures)
-        if result.ndim != 4 or result.shape[1] != channels or result.numel() == 0:
-            raise ValueError(
-                f"`{name}` tensors have to be of shape ({channels}, H, W), but are {tuple(result.shape[1:])}."
-            )
-        if not (result.is_floating_point() and result.min() >= 0 and result.max() <= 1):
+        check_tensor(name, result, None, channels, None, None)
+        if result.min() < 0 or result.max() > 1:
             raise ValueError(f"`{name}` tensors have to hold floats in [0, 1].")
+    elif pictures and all(issubclass(kind, (PIL.Image.Image, np.ndarray)) for kind in kinds):
+        result = [to_rgb(one, name) for one in pictures]
     else:
-        if any(isinstance(one, PIL.Image.Image) and 0 in one.size for one in pictures):
-            raise ValueError(f"`{name}` has no pixels.")
-        result = [(to_rgb if isinstance(one, PIL.Image.Image) else array_to_rgb)(one, name) for one in pictures]
+        raise TypeError(
+            f"`{name}` has to be a PIL image, an array, a tensor, or a list of pictures or of tensors of one shape,"
+            f" but holds {sorted(kind.__name__ for kind in kinds)}; `diffusers.utils.load_image` opens files."
+        )
     if len(result) not in (1, count):
         raise ValueError(f"`{name}` holds {len(result)} pictures for {count} prompts; give one, or one for each.")
     return result
 
 
 def check_differentiable(module: torch.nn.Module) -> None:
-    """Raises a `ValueError` that names a network whose attention or weights are known to have no backward pass."""
-    name = type(module).__name__
-    if any("XFormers" in type(one).__name__ for one in getattr(module, "attn_processors", {}).values()):
-        raise ValueError(
-            f"`emotion` needs gradients, which xFormers' attention in {name} lacks for some widths of heads. Use"
-            " PyTorch's: call `pipe.disable_xformers_memory_efficient_attention()`."
-        )
-    if any(weight.is_inference() for weight in module.parameters()):
-        raise ValueError(f"`emotion` needs weights of {name} that were not loaded inside `torch.inference_mode()`.")
-    hooks = [part._diffusers_hook.hooks for part in module.modules() if hasattr(part, "_diffusers_hook")]
-    if any("layerwise_casting" in one for one in hooks):
-        raise ValueError(
-            f"`emotion` needs gradients, for which the weights of {name} have to stay as they are: load it without"
-            " layerwise casting, in bfloat16 or float16."
-        )
+    """Raises a `ValueError` that names a network of which it is known that gradients do not pass."""
+    casts = [part for part in module.modules() if hasattr(part, "_diffusers_hook")]
+    obstacles = {
+        "xFormers' attention (`pipe.disable_xformers_memory_efficient_attention()`)": any(
+            "XFormers" in type(one).__name__ for one in getattr(module, "attn_processors", {}).values()
+        ),
+        "layerwise casting": any("layerwise_casting" in part._diffusers_hook.hooks for part in casts),
+        "weights that were loaded inside `torch.inference_mode()`": any(
+            one.is_inference() for one in module.parameters()
+        ),
+    }
+    for obstacle, is_there in obstacles.items():
+        if is_there:
+            raise ValueError(f"`emotion` needs gradients, so {type(module).__name__} has to go without {obstacle}.")
 
 
 def accepted_arguments(function: Callable, **arguments: Any) -> dict[str, Any]:
@@ -786,15 +773,15 @@ class GuidedImage:
         self.inherent = torch.zeros_like(self.target)
         self.is_open = False
         self.has_settled = False  # S stays as it is for good
-        self.previous_preview: torch.Tensor | None = None  # (3, H, W)
-        self.tokens: torch.Tensor | None = None  # S, (n, D), float32
+        self.previous_preview: Tensor | None = None  # (3, H, W)
+        self.tokens: Tensor | None = None  # S, (n, D), float32
 
     @property
     def is_waiting(self) -> bool:
         """Whether guidance has yet to start; images without an emotion never wait."""
         return not self.is_open and bool(self.target.any())
 
-    def open_gate(self, step: int, logits: torch.Tensor) -> None:
+    def open_gate(self, step: int, logits: Tensor) -> None:
         """Starts guidance; what evoked `logits`, shape `(C,)`, until now is the image's inherent emotion."""
         label = int(logits.argmax())
         self.is_open, self.previous_preview = True, None
@@ -807,25 +794,25 @@ class GuidedImage:
         self.tokens = self.tokens.clone().requires_grad_()
         self.normalized = normalized
         self.optimizer = (torch.optim.SGD if normalized else torch.optim.Adam)([self.tokens], lr=learning_rate)
-        self.least_loss, self.best = math.inf, None
+        self.least_loss, self.best = math.inf, (self.tokens, None)
         self.trace.loss.append([])
         self.trace.probabilities.append([])
         self.trace.kept.append(0)
 
-    def record(self, loss: float, probabilities: torch.Tensor, noise: torch.Tensor, threshold: float) -> bool:
+    def record(self, loss: float, probabilities: Tensor, noise: Tensor, threshold: float) -> bool:
         """Notes one evaluation of S, the best of which is kept, and returns whether S has further to go."""
         self.trace.loss[-1].append(loss)
         self.trace.probabilities[-1].append(probabilities.tolist())
         if not math.isfinite(loss):
             logger.warning(f"A loss is {loss}; its tokens stay at their last finite value.")
-        if self.best is None or loss < self.least_loss:
+        if self.best[1] is None or loss < self.least_loss:
             self.least_loss = loss if math.isfinite(loss) else math.inf
             self.best = (self.tokens.detach().clone(), noise)
             self.trace.kept[-1] = len(self.trace.loss[-1]) - 1
         least = torch.special.entr(self.target).sum().item()  # no loss of a mixture is below its entropy
         return math.isfinite(loss) and loss - least >= threshold
 
-    def descend(self, gradient: torch.Tensor) -> bool:
+    def descend(self, gradient: Tensor) -> bool:
         """One step of S down its loss; returns whether it could be taken."""
         if not torch.isfinite(gradient).all():
             logger.warning("A gradient is not finite; its tokens stay at their last finite value.")
@@ -837,13 +824,13 @@ class GuidedImage:
         self.trace.inner_steps += 1
         return True
 
-    def end_loop(self, keep_best: bool) -> torch.Tensor:
+    def end_loop(self, keep_best: bool) -> Tensor:
         """S is the best that was seen, or what the last step made of it; returns the noise of the best."""
-        tokens, noise = self.best
-        self.tokens, self.best = tokens if keep_best else self.tokens.detach(), None
-        return noise
+        self.tokens = self.best[0] if keep_best else self.tokens.detach()
+        return self.best[1]
 
 
+@dataclass
 class Guide:
     """
     MUSE (Fig. 1): decides what noise each denoising step of B images is taken with.
@@ -856,27 +843,22 @@ class Guide:
         start (`Callable`): The prompts' embeddings `(B, L, D)` to the tokens `(B, n, D)` that S starts as.
     """
 
-    def __init__(
-        self,
-        images: list[GuidedImage],
-        settings: GuidanceSettings,
-        classify: Callable[[torch.Tensor], torch.Tensor],
-        similarity: Callable[[torch.Tensor, list[int]], torch.Tensor] | None,
-        start: Callable[[torch.Tensor], torch.Tensor],
-    ):
-        self.images, self.settings = images, settings
-        self.classify, self.similarity, self.start = classify, similarity, start
-        self.index = 0  # of the denoising step, i in the paper
-        self.is_busy = False
+    images: list[GuidedImage]
+    settings: GuidanceSettings
+    classify: Callable[[Tensor], Tensor]
+    similarity: Callable[[Tensor, list[int]], Tensor] | None
+    start: Callable[[Tensor], Tensor]
+    index: int = 0  # of the denoising step, i in the paper
+    is_busy: bool = False
 
     @property
-    def tokens(self) -> torch.Tensor | None:
+    def tokens(self) -> Tensor | None:
         """S of all images, shape `(B, n, D)`, float32; `None` before the first step."""
         tokens = [image.tokens for image in self.images]
         return None if tokens[0] is None else torch.stack([one.detach() for one in tokens])
 
     @tokens.setter
-    def tokens(self, tokens: torch.Tensor) -> None:
+    def tokens(self, tokens: Tensor) -> None:
         for image, own in zip(self.images, tokens):
             image.tokens = own.detach().clone()
 
@@ -903,7 +885,7 @@ class Guide:
         """Whether one call of the network, with S behind the prompts, is all that this step needs."""
         return self.settings.emotion_strength == 1 and all(map(self.rests, self.images))
 
-    def __call__(self, step: "DenoisingStep") -> torch.Tensor:
+    def __call__(self, step: "DenoisingStep") -> Tensor:
         """
         The noise that a step is taken with, shape `(B, channels, h, w)`: eps(P) where the gate is closed, and
         eps(P) + emotion_strength (eps(P, S) - eps(P)) where it is open. Guidance away from the null prompt follows.
@@ -941,7 +923,7 @@ class Guide:
             else:
                 image.previous_preview = preview
 
-    def optimize(self, step: "DenoisingStep", samples: list[int]) -> torch.Tensor:
+    def optimize(self, step: "DenoisingStep", samples: list[int]) -> Tensor:
         """
         HOW (Eq. 7, 8): moves S of the images `samples` down the loss of their one-step previews.
 
@@ -980,18 +962,19 @@ class Guide:
                 break
         return torch.stack([self.images[b].end_loop(keep_best=not is_single) for b in samples])
 
-    def record(self, samples: list[int], loss: torch.Tensor, logits: torch.Tensor, noise: torch.Tensor) -> list[int]:
+    def record(self, samples: list[int], loss: Tensor, logits: Tensor, noise: Tensor) -> list[int]:
         """Notes an evaluation of S of the images `samples`, and returns those whose S has further to go."""
         losses, probabilities = loss.detach().tolist(), logits.detach().softmax(dim=-1)
-        evaluations = zip([self.images[b] for b in samples], losses, probabilities, noise.detach())
-        goes_on = [image.record(*evaluation, self.settings.loss_threshold) for image, *evaluation in evaluations]
-        return [b for b, goes in zip(samples, goes_on) if goes]
+        rows, threshold = zip(samples, losses, probabilities, noise.detach()), self.settings.loss_threshold
+        return [b for b, value, p, eps in list(rows) if self.images[b].record(value, p, eps, threshold)]
 
-    def loss(self, logits: torch.Tensor, samples: list[int]) -> torch.Tensor:
+    def loss(self, logits: Tensor, samples: list[int]) -> Tensor:
         """WHICH (Eq. 11-13): towards the target, away from the inherent and the similar emotions; shape `(b,)`."""
-        images = [self.images[b] for b in samples]
-        rows = (torch.stack([getattr(image, part) for image in images]) for part in ("target", "inherent", "similar"))
-        return muse_loss(logits, *rows, self.settings.inherent_weight, self.settings.similar_weight)
+        images, settings = [self.images[b] for b in samples], self.settings
+        target, inherent, similar = (
+            torch.stack(rows) for rows in zip(*((one.target, one.inherent, one.similar) for one in images))
+        )
+        return muse_loss(logits, target, inherent, similar, settings.inherent_weight, settings.similar_weight)
 
     def summary(self) -> dict[str, str]:
         """The state of the loop for the progress bar."""
@@ -1007,10 +990,10 @@ class Guide:
 class SourceRegion:
     """Where an edit may act, and what it has to put back elsewhere."""
 
-    mask: torch.Tensor  # (B, 1, h, w), 1 where the emotion acts, 0 where the source stays
-    path: list[torch.Tensor]  # latents (B, channels, h, w) of the inversion, from the source to noise
+    mask: Tensor  # (B, 1, h, w), 1 where the emotion acts, 0 where the source stays
+    path: list[Tensor]  # latents (B, channels, h, w) of the inversion, from the source to noise
 
-    def restore(self, latents: torch.Tensor, steps_left: int, samples: Any = slice(None)) -> torch.Tensor:
+    def restore(self, latents: Tensor, steps_left: int, samples: Any = slice(None)) -> Tensor:
         """The latents of `samples` with the source's own, as the inversion met them, outside of the mask."""
         mask, source = self.mask[samples], self.path[steps_left][samples]
         return (mask * latents + (1 - mask) * source).to(latents.dtype)
@@ -1018,7 +1001,7 @@ class SourceRegion:
 
 def take_rows(value: Any, rows: list[int]) -> Any:
     """Rows of what the network is told, in nested dicts and lists too."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value[rows]
     if isinstance(value, dict):
         return {key: take_rows(part, rows) for key, part in value.items()}
@@ -1027,7 +1010,7 @@ def take_rows(value: Any, rows: list[int]) -> Any:
     return value
 
 
-def append_tokens(conditions: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
+def append_tokens(conditions: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
     """
     The keywords of a call of the UNet with `tokens`, shape `(B, n, D)`, behind the embeddings of its last B rows
     (Eq. 7); rows before those, the null prompts', see none.
@@ -1056,7 +1039,15 @@ class DenoisingStep:
         region (`SourceRegion`, *optional*): Where an edit may act.
     """
 
-    def __init__(self, pipe, asked, conditions, answer, batch_size, region):
+    def __init__(
+        self,
+        pipe: Any,
+        asked: tuple,
+        conditions: dict[str, Any],
+        answer: Tensor,
+        batch_size: int,
+        region: SourceRegion | None,
+    ):
         self.first = answer.shape[0] - batch_size
         if self.first not in (0, batch_size):
             raise RuntimeError(f"The UNet was called with {answer.shape[0]} rows for {batch_size} images.")
@@ -1067,18 +1058,18 @@ class DenoisingStep:
         self.total = pipe.num_timesteps
 
     @property
-    def prompt_embeds(self) -> torch.Tensor:
+    def prompt_embeds(self) -> Tensor:
         """Of the prompts, shape `(B, L, D)`."""
         return self.conditions["encoder_hidden_states"][self.first :]
 
-    def predict(self, samples: list[int], tokens: torch.Tensor) -> torch.Tensor:
+    def predict(self, samples: list[int], tokens: Tensor) -> Tensor:
         """eps(P, S) of images with their `tokens`, shape `(b, n, D)`; differentiable (Eq. 7)."""
         rows = [self.first + b for b in samples]
         shared = ("cross_attention_kwargs", "return_dict")
         own = {name: value if name in shared else take_rows(value, rows) for name, value in self.conditions.items()}
         return self.pipe.unet(self.latents[rows], self.timestep, **append_tokens(own, tokens))[0]
 
-    def preview(self, samples: list[int], noise: torch.Tensor) -> torch.Tensor:
+    def preview(self, samples: list[int], noise: Tensor) -> Tensor:
         """The decoded one-step x0 (Eq. 6) of images whose prompts' noise is `noise`; pixels in about [-1, 1]."""
         pipe, scheduler = self.pipe, self.pipe.scheduler
         if self.null is not None:
@@ -1093,7 +1084,7 @@ class DenoisingStep:
             x0 = F.interpolate(x0, sides, mode="area")
         return pipe._decode_preview(x0)
 
-    def with_noise(self, noise: torch.Tensor) -> torch.Tensor:
+    def with_noise(self, noise: Tensor) -> Tensor:
         """The answer as the parent expects it, with `noise` in the prompts' rows."""
         return noise if self.null is None else torch.cat([self.null, noise])
 
@@ -1125,17 +1116,15 @@ def passes_on(parent: Callable) -> Callable[[Callable], Callable]:
     def decorate(call: Callable) -> Callable:
         theirs = [one for one in inspect.signature(parent).parameters.values() if one.kind != one.VAR_KEYWORD]
         own = inspect.signature(call).parameters
-        settings = [
-            inspect.Parameter(part.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=part.type | None)
-            for part in fields(GuidanceSettings)
-        ]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        settings = [inspect.Parameter(part.name, kind, default=None) for part in fields(GuidanceSettings)]
 
         @wraps(call)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             return call(*args, **kwargs)
 
-        ours = [one for one in own.values() if one.kind == one.KEYWORD_ONLY]
-        wrapper.__signature__ = inspect.Signature([*theirs, *ours, *settings, own["kwargs"]])
+        ours = [one for one in own.values() if one.kind == kind]
+        setattr(wrapper, "__signature__", inspect.Signature([*theirs, *ours, *settings, own["kwargs"]]))  # noqa: B010
         return wrapper
 
     return decorate
@@ -1161,29 +1150,29 @@ class Wish:
 class Edit:
     """What a call is asked to edit, checked."""
 
-    image: list[PIL.Image.Image] | torch.Tensor
-    mask: list[PIL.Image.Image] | torch.Tensor | None
+    image: Pictures
+    mask: Pictures | None
     steps: int  # how many of the denoising steps are walked
 
 
-class PathScheduler(DDIMScheduler):
-    """DDIM on the last `steps` of its timesteps."""
+def editing_scheduler(scheduler: Any, steps: int, inverse: bool) -> DDIMScheduler | DDIMInverseScheduler:
+    """DDIM on the noise schedule of `scheduler`, of whose path between image and noise `steps` are walked."""
+    spacing = scheduler.config.get("timestep_spacing", "leading")
+    ddim = (DDIMInverseScheduler if inverse else DDIMScheduler).from_config(
+        scheduler.config,
+        clip_sample=False,
+        thresholding=False,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing" if spacing == "trailing" else "leading",
+    )
+    set_all_timesteps = ddim.set_timesteps
 
-    steps: int
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        set_all_timesteps(*args, **kwargs)
+        ddim.timesteps = ddim.timesteps[:steps] if inverse else ddim.timesteps[-steps:]
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        super().set_timesteps(*args, **kwargs)
-        self.timesteps = self.timesteps[-self.steps :]
-
-
-class InversePathScheduler(DDIMInverseScheduler):
-    """The same path the other way, from the image towards noise."""
-
-    steps: int
-
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        super().set_timesteps(*args, **kwargs)
-        self.timesteps = self.timesteps[: self.steps]
+    ddim.set_timesteps, ddim.steps = set_timesteps, steps
+    return ddim
 
 
 def warn_of_closed_gates(traces: list[MuseTrace], threshold: float) -> None:
@@ -1201,6 +1190,7 @@ def warn_of_closed_gates(traces: list[MuseTrace], threshold: float) -> None:
 class MuseMixin(Parent):
     """What MUSE adds to a Stable Diffusion pipeline: guidance, edits, a classifier, saving with the code."""
 
+    scheduler: Any
     presets: Mapping[str, Mapping[str, Any]]  # by name, what a call takes where nothing else is given
     # What `save_config` writes. Read at once, as diffusers puts the file of each revision that it loads in one place.
     _source = Path(__file__).read_bytes() if is_dynamic(__name__) else None
@@ -1215,7 +1205,7 @@ class MuseMixin(Parent):
         mask_image: PipelineImageInput | None = None,
         strength: float = 1.0,
         emotion_prompts: Mapping[str, str | list[str]] | None = None,
-        emotion_tokens: str | torch.Tensor | Mapping[str, torch.Tensor] | None = None,
+        emotion_tokens: TokenStart | None = None,
         semantic_prompt: str | list[str] | None = None,
         similar_emotions: str | list[str] | Mapping[str, list[str]] | None = None,
         **kwargs: Any,
@@ -1375,7 +1365,8 @@ class MuseMixin(Parent):
         labels = self.emotion_labels if table is None else list(table)
 
         is_list = isinstance(emotion, (list, tuple))
-        targets = [normalize_emotion(entry, labels) for entry in (emotion if is_list else [emotion])]
+        entries: list[Any] = list(emotion) if is_list else [emotion]
+        targets = [normalize_emotion(entry, labels) for entry in entries]
         if stock.prompt is None and stock.prompt_embeds is None:
             if not targets or not all(targets):
                 raise ValueError("`prompt` has to be given where `emotion` is None.")
@@ -1396,8 +1387,8 @@ class MuseMixin(Parent):
         return Wish(labels, targets, similar, table, texts if asks_clip else None)
 
     def _resolve_tokens(
-        self, stock: SimpleNamespace, wish: Wish, preset: str, emotion_tokens: str | torch.Tensor | Mapping | None
-    ) -> str | torch.Tensor | Mapping[str, torch.Tensor]:
+        self, stock: SimpleNamespace, wish: Wish, preset: str, emotion_tokens: TokenStart | None
+    ) -> TokenStart:
         """Where S starts, by the preset unless it is given, checked for every image."""
         if emotion_tokens is None:
             return self.presets[preset]["emotion_tokens"]
@@ -1409,7 +1400,7 @@ class MuseMixin(Parent):
                     raise ValueError(f"`emotion_tokens` has no tokens of {label!r}, only of {list(emotion_tokens)}.")
                 check_tensor("emotion_tokens", emotion_tokens[label], *shape)
                 shape = emotion_tokens[label].shape  # all alike
-        elif isinstance(emotion_tokens, torch.Tensor):
+        elif isinstance(emotion_tokens, Tensor):
             batch_size = len(wish.targets) * stock.num_images_per_prompt
             rows = [] if emotion_tokens.ndim == 2 else [1 if emotion_tokens.shape[:1] == (1,) else batch_size]
             check_tensor("emotion_tokens", emotion_tokens, *rows, None, width)
@@ -1440,8 +1431,9 @@ class MuseMixin(Parent):
             if len(sizes) > 1:
                 raise ValueError(f"`image` holds pictures of sizes {sorted(sizes)}; give `height` and `width`.")
             native_height, native_width = self._native_size()
+            width, height = sizes.pop()
             new = {"new_width": stock.width, "new_height": stock.height}
-            stock.width, stock.height = fit_size(*sizes.pop(), native_height * native_width, **new)
+            stock.width, stock.height = fit_size(width, height, native_height * native_width, **new)
         return Edit(image, mask, steps)
 
     def _count_prompts(self, stock: SimpleNamespace) -> int:
@@ -1516,7 +1508,7 @@ class MuseMixin(Parent):
         num_inference_steps: int = 50,
         strength: float = 1.0,
         **kwargs: Any,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """
         DDIM inversion at guidance 1: the noise from which deterministic DDIM with the same prompt finds `image` again.
 
@@ -1546,7 +1538,7 @@ class MuseMixin(Parent):
         with frozen(self.unet, self.vae):
             return self._invert(stock, edit)[-1]
 
-    def _invert(self, stock: SimpleNamespace, edit: Edit) -> list[torch.Tensor]:
+    def _invert(self, stock: SimpleNamespace, edit: Edit) -> list[Tensor]:
         """The latents `(B, channels, h, w)` on the way from source to noise: the parent's call at guidance 1."""
         path = [self._encode_image(stock, edit.image)]
 
@@ -1558,10 +1550,10 @@ class MuseMixin(Parent):
         if adapters is not None and stock.guidance_scale > 1:  # without guidance there are no rows of the null image
             adapters = [embeds.chunk(2)[1] for embeds in adapters]
         names = ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
-        alone = {name: None for name in names if hasattr(stock, name)}
+        alone: dict[str, Any] = {name: None for name in names if hasattr(stock, name)}
         alone |= {"guidance_scale": 1.0, "eta": 0.0, "ip_adapter_image_embeds": adapters, "output_type": "latent"}
         alone |= {"callback_on_step_end": note, "callback_on_step_end_tensor_inputs": ["latents"], "return_dict": True}
-        with self._path(edit, InversePathScheduler):
+        with self._path(edit, inverse=True):
             super().__call__(**{**vars(stock), **alone, "latents": path[0]})
         return path
 
@@ -1574,57 +1566,45 @@ class MuseMixin(Parent):
         return None if edit.mask is None else SourceRegion(self._encode_mask(edit.mask, path[0], stock), path)
 
     @contextmanager
-    def _path(self, edit: Edit | None, scheduler_class: type = PathScheduler) -> Iterator[None]:
+    def _path(self, edit: Edit | None, inverse: bool = False) -> Iterator[None]:
         """Deterministic DDIM on this checkpoint's noise schedule in place of the scheduler, as far as an edit goes."""
-        scheduler = self.scheduler
+        scheduler: Any = self.scheduler
         try:
             if edit is not None:
-                spacing = scheduler.config.get("timestep_spacing", "leading")
-                self.scheduler = scheduler_class.from_config(
-                    scheduler.config,
-                    clip_sample=False,
-                    thresholding=False,
-                    set_alpha_to_one=False,
-                    timestep_spacing="trailing" if spacing == "trailing" else "leading",
-                )
-                self.scheduler.steps = edit.steps
+                self.scheduler = editing_scheduler(scheduler, edit.steps, inverse)
             yield
         finally:
             self.scheduler = scheduler
 
     # ---- the parent's call with a guide at its UNet ----------------------------------------------------------------
 
-    def _make_guide(
-        self, stock: SimpleNamespace, wish: Wish, settings: GuidanceSettings, tokens: str | torch.Tensor | Mapping
-    ) -> Guide:
+    def _make_guide(self, stock: SimpleNamespace, wish: Wish, settings: GuidanceSettings, tokens: TokenStart) -> Guide:
         """The guide of a call, one image per row: upstream lays several images of one prompt out side by side."""
         device, times = self._execution_device, stock.num_images_per_prompt
         targets, similar = repeat_each(wish.targets, times), repeat_each(wish.similar, times)
         images = [GuidedImage(wish.labels, *pair, device) for pair in zip(targets, similar)]
-        classify, similarity = self._classify, None
-        if wish.emotion_prompts is not None:
-            classify = self._zero_shot_classifier(wish.emotion_prompts)
-        if wish.semantic_prompts is not None:
-            texts = self._tokenize(repeat_each(wish.semantic_prompts, times))
+        texts = wish.semantic_prompts and self._tokenize(repeat_each(wish.semantic_prompts, times))
 
-            def similarity(previews: torch.Tensor, samples: list[int]) -> torch.Tensor:
-                return clip_similarity(self.clip_model, previews, take_rows(texts, samples))
+        def similarity(previews: Tensor, samples: list[int]) -> Tensor:
+            return clip_similarity(self.clip_model, previews, take_rows(texts, samples))
 
-        return Guide(images, settings, classify, similarity, self._token_start(stock, targets, tokens))
+        classify = self._zero_shot_classifier(wish.emotion_prompts) if wish.emotion_prompts else self._classify
+        start = self._token_start(stock, targets, tokens)
+        return Guide(images, settings, classify, similarity if texts else None, start)
 
     def _token_start(
-        self, stock: SimpleNamespace, targets: list[dict[str, float]], tokens: str | torch.Tensor | Mapping
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        self, stock: SimpleNamespace, targets: list[dict[str, float]], tokens: TokenStart
+    ) -> Callable[[Tensor], Tensor]:
         """Where S starts, given the prompts' embeddings: see `emotion_tokens`."""
         labels = sorted({label for target in targets for label in target})
         if tokens == "emotion":
             words = {label: self._emotion_word(label, stock.clip_skip) for label in labels}
 
-        def start(prompt_embeds: torch.Tensor) -> torch.Tensor:
+        def start(prompt_embeds: Tensor) -> Tensor:
             embeds = prompt_embeds.float()
             if isinstance(tokens, Mapping):
                 return mean_of_labels({label: tokens[label].to(embeds) for label in labels}, targets)
-            if isinstance(tokens, torch.Tensor):
+            if isinstance(tokens, Tensor):
                 return tokens.to(embeds).expand(len(targets), -1, -1)
             shape = (len(targets), NUM_EMOTION_TOKENS, embeds.shape[-1])
             noise = randn_tensor(shape, generator=fork_generator(stock.generator), device=embeds.device)
@@ -1657,7 +1637,7 @@ class MuseMixin(Parent):
             if not guide.all_rest:
                 step = DenoisingStep(self, asked, conditions, answer[0], len(guide.images), region)
                 step.preview_scale = guide.settings.preview_scale
-                with guide.at_work(), self._previews():
+                with guide.at_work(), self._upcast(self._preview_decoder):
                     answer = (step.with_noise(guide(step)), *answer[1:])
             guide.index += 1
             return answer
@@ -1740,7 +1720,7 @@ class MuseMixin(Parent):
     def _preview_decoder(self) -> AutoencoderKL | AutoencoderTiny:
         return self.vae if self.preview_vae is None else self.preview_vae
 
-    def _decode_preview(self, latents: torch.Tensor) -> torch.Tensor:
+    def _decode_preview(self, latents: Tensor) -> Tensor:
         """Pixels in about [-1, 1], through `preview_vae` if there is one; differentiable."""
         vae = self._preview_decoder
         return vae.decode(self._unscale_latents(latents, vae).to(vae.dtype), return_dict=False)[0]
@@ -1751,25 +1731,23 @@ class MuseMixin(Parent):
         height, width = (size, size) if isinstance(size, int) else size
         return height * self.vae_scale_factor, width * self.vae_scale_factor
 
-    def _encode_image(self, stock: SimpleNamespace, images: list[PIL.Image.Image] | torch.Tensor) -> torch.Tensor:
+    def _encode_image(self, stock: SimpleNamespace, images: Pictures) -> Tensor:
         """Latents of the sources, shape `(B, channels, h, w)`: the mode of the posterior, so no noise."""
         pixels = self.image_processor.preprocess(images, height=stock.height, width=stock.width)
-        with self._previews():
+        with self._upcast(self.vae):
             pixels = pixels.to(self._execution_device, self.vae.dtype)
             latents = self._scale_latents(self.vae.encode(pixels).latent_dist.mode())
         batch_size = self._count_prompts(stock) * stock.num_images_per_prompt
         return latents.repeat_interleave(batch_size // latents.shape[0], dim=0).to(self.unet.dtype)
 
-    def _encode_mask(
-        self, mask: list[PIL.Image.Image] | torch.Tensor, latents: torch.Tensor, stock: SimpleNamespace
-    ) -> torch.Tensor:
+    def _encode_mask(self, mask: Pictures, latents: Tensor, stock: SimpleNamespace) -> Tensor:
         """The mask at the size of `latents`, shape `(B, 1, h, w)`, in [0, 1]; soft where it cuts a cell."""
         processor = VaeImageProcessor(self.vae_scale_factor, do_normalize=False, do_convert_grayscale=True)
         pixels = processor.preprocess(mask, height=stock.height, width=stock.width).to(latents)  # (n, 1, H, W)
         cells = F.interpolate(pixels, latents.shape[-2:], mode="area")
         return cells.repeat_interleave(latents.shape[0] // cells.shape[0], dim=0)
 
-    def _tokenize(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+    def _tokenize(self, prompts: list[str]) -> dict[str, Tensor]:
         """Texts as CLIP's text tower wants them, which knows nothing of the words of textual inversions."""
         config = self.clip_model.config.text_config
         added = [word for word, index in self.tokenizer.get_added_vocab().items() if index >= config.vocab_size]
@@ -1781,7 +1759,7 @@ class MuseMixin(Parent):
         ).to(self._execution_device)
         return {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
 
-    def _emotion_word(self, label: str, clip_skip: int | None) -> torch.Tensor:
+    def _emotion_word(self, label: str, clip_skip: int | None) -> Tensor:
         """The mean hidden state, shape `(D,)`, of a label's own tokens in "an image of {label}"."""
         states = self.encode_prompt(
             prompt=f"an image of {label}",
@@ -1794,14 +1772,12 @@ class MuseMixin(Parent):
         length = len(self.tokenizer(label, add_special_tokens=False).input_ids)
         return states[0, first : first + length].float().mean(dim=0)
 
-    def _classify(self, image: torch.Tensor) -> torch.Tensor:
+    def _classify(self, image: Tensor) -> Tensor:
         """Logits, shape `(n, num_labels)`, float32, of pixels in [-1, 1]; differentiable."""
         pixels = PixelSpec.from_classifier(self.emotion_classifier).prepare(image)
         return self.emotion_classifier(pixel_values=pixels.to(self.emotion_classifier.dtype)).logits.float()
 
-    def _zero_shot_classifier(
-        self, emotion_prompts: Mapping[str, list[str]]
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _zero_shot_classifier(self, emotion_prompts: Mapping[str, list[str]]) -> Callable[[Tensor], Tensor]:
         """
         `_classify` by CLIP alone: logits are the scaled cosines of the image with the mean feature of each emotion's
         prompts, taken on the unit sphere.
@@ -1931,7 +1907,7 @@ class MuseMixin(Parent):
 # --------------------------------------------------------------------------------------
 
 
-def latents_statistics(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> list[torch.Tensor]:
+def latents_statistics(vae: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> list[Tensor]:
     """Mean and standard deviation per channel by which this VAE's latents are normalised; 0 and 1 if they are not."""
     mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
     values = (mean, std) if mean is not None and std is not None else ([0.0], [1.0])
@@ -1939,7 +1915,7 @@ def latents_statistics(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tens
 
 
 @contextmanager
-def upcast(vae: AutoencoderKL) -> Iterator[None]:
+def upcast(vae: AutoencoderKL | AutoencoderTiny) -> Iterator[None]:
     """In float32, as upstream decodes, a VAE that overflows in float16; back in float16 whatever happens."""
     overflows = vae.dtype == torch.float16 and vae.config.force_upcast
     try:
@@ -1963,7 +1939,7 @@ class MuseXLPipelineOutput(StableDiffusionXLPipelineOutput):
         trace (`list[MuseTrace]`, *optional*): One per image. `None` without an emotion.
     """
 
-    emotion_tokens: torch.Tensor | None = None
+    emotion_tokens: Tensor | None = None
     trace: list[MuseTrace] | None = None
 
 
@@ -2053,19 +2029,20 @@ class MuseXLPipeline(MuseMixin, StableDiffusionXLPipeline):
         """Arguments that hold embeddings, and their shapes."""
         config = self.unet.config  # beside the pooled embeddings the network is told six numbers of sizes
         pooled_width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        pooled = dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), (None, pooled_width))
-        return dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), (None, None, self._token_width)) | pooled
+        whole, pooled = (None, None, self._token_width), (None, pooled_width)
+        names = {"prompt_embeds": whole, "pooled_prompt_embeds": pooled}
+        return {prefix + name: shape for prefix in ("", "negative_") for name, shape in names.items()}
 
-    def _previews(self) -> AbstractContextManager:
-        """How the VAE has to stand while it works in the loop: in float32 where it overflows in float16."""
-        return upcast(self.vae)
+    def _upcast(self, vae: AutoencoderKL | AutoencoderTiny) -> AbstractContextManager:
+        """How a VAE has to stand while it works: in float32 where it overflows in float16."""
+        return upcast(vae)
 
-    def _scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+    def _scale_latents(self, latents: Tensor) -> Tensor:
         """The VAE's latents as the network sees them."""
         mean, std = latents_statistics(self.vae, latents)
         return (latents - mean) * self.vae.config.scaling_factor / std
 
-    def _unscale_latents(self, latents: torch.Tensor, vae: AutoencoderKL | AutoencoderTiny) -> torch.Tensor:
+    def _unscale_latents(self, latents: Tensor, vae: AutoencoderKL | AutoencoderTiny) -> Tensor:
         """The network's latents as `vae` decodes them."""
         mean, std = latents_statistics(vae, latents)
         return latents * std / vae.config.scaling_factor + mean

@@ -13,7 +13,7 @@ from pathlib import Path
 from fix_copies import COPY, ORIGINAL, region
 
 
-def code_lines(source: str, node: ast.AST | None = None) -> set[int]:
+def code_lines(source: str, node: ast.stmt | None = None) -> set[int]:
     """The numbers of the lines of code of a module, or of a part of it."""
     tree = ast.parse(source)
     docstrings: set[int] = set()
@@ -25,10 +25,14 @@ def code_lines(source: str, node: ast.AST | None = None) -> set[int]:
         for number, line in enumerate(source.splitlines(), 1)
         if line.strip() and not line.strip().startswith("#") and number not in docstrings
     }
-    return lines if node is None else lines & set(range(getattr(node, "lineno"), getattr(node, "end_lineno") + 1))
+    return lines if node is None else lines & set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
 
 
-def is_check(node: ast.AST) -> bool:
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def is_check(node: ast.stmt) -> bool:
     if isinstance(node, ast.FunctionDef):
         return node.name.lstrip("_").startswith("check_") or node.name == "refuse"
     return isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise)
@@ -46,13 +50,13 @@ def figures(path: Path) -> dict[str, str]:
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     bodies = {node: len(code_lines(source, node)) for node in functions}
     longest = max(functions, key=bodies.__getitem__)
-    call = next(node for node in functions if node.name == "__call__" and "args" in str(node.args.vararg and node.args.vararg.arg))
-    checks = set().union(*(code_lines(source, node) for node in ast.walk(tree) if is_check(node)))
-    private = max((node for node in functions if node.name.startswith("_") and not node.name.endswith("__")), key=parameters)
+    call = max((node for node in functions if node.name == "__call__"), key=parameters)
+    checks = [code_lines(source, node) for node in ast.walk(tree) if isinstance(node, ast.stmt) and is_check(node)]
+    private = max((node for node in functions if is_private(node.name)), key=parameters)
     first = call.body[1].lineno
     return {
         "code lines": str(len(code_lines(source))),
-        "of which checks": str(len(checks)),
+        "of which checks": str(len(set().union(*checks))),
         "outside of the shared region": str(len(code_lines(source.replace(region(source), "")))),
         "functions": str(len(functions)),
         "median and longest function": f"{statistics.median(bodies.values()):g}, {bodies[longest]} ({longest.name})",
