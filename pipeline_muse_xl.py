@@ -6,6 +6,7 @@ The method is that of `pipeline_muse.py`, and stands here once more because diff
 is XL's own stands below it: two text encoders, a VAE that overflows in float16, and defaults.
 """
 
+import difflib
 import inspect
 import json
 import math
@@ -41,7 +42,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
     retrieve_timesteps,
 )
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import logging
+from diffusers.utils import deprecation_utils, logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import (
@@ -105,11 +106,14 @@ MUSE_COMPONENTS = ["clip_model", "emotion_classifier", "preview_vae"]
 
 # What CLIP is asked where it has to do without an emotion classifier: the mean feature of these stands for an emotion.
 EMOTION_TEMPLATES = ("a picture that evokes {}", "a scene full of {}", "an image of {}", "this looks like {}")
-EMOTION_PROMPTS = {label: [template.format(label) for template in EMOTION_TEMPLATES] for label in MIKELS_WHEEL}
 
 PIXEL_SETTINGS = ("image_size", "image_mean", "image_std")  # what a classifier's config tells of its input
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+KEEP_DTYPES = object()
+DTYPE_ARGUMENT = (
+    "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
+)  # of diffusers' `from_pipe`
 MAX_WEIGHT = 1e6  # learning rates, weights and scales beyond it are mistakes
 
 Emotion: TypeAlias = str | Mapping[str, float] | None
@@ -167,6 +171,25 @@ def wheel_neighbors(label: str, same_valence: bool = True) -> list[str]:
     return [other for other in neighbors if wheel_distance(label, other, polarity_aware=same_valence) == 1]
 
 
+def match_label(word: Any, labels: Sequence[str]) -> str | None:
+    """The label that `word` is, whatever its case and spaces; `None` where it is none."""
+    plain = {"".join(label.casefold().split()): label for label in labels}
+    return plain.get("".join(word.casefold().split())) if isinstance(word, str) else None
+
+
+def near_label(word: Any, labels: Sequence[str]) -> str | None:
+    """The label that `word` seems to be a misspelling of."""
+    near = difflib.get_close_matches(word.casefold(), labels, n=1, cutoff=0.75) if isinstance(word, str) else []
+    return near[0] if near else None
+
+
+def other_words(entries: Sequence[Emotion], labels: Sequence[str]) -> list[str]:
+    """Words of `emotion` entries that are no labels, nor misspellings of some: emotions by words of one's own."""
+    words = [word for entry in entries for word in (entry if isinstance(entry, Mapping) else [entry])]
+    own = [word for word in words if isinstance(word, str) and any(map(str.isalpha, word))]
+    return [word for word in dict.fromkeys(own) if not (match_label(word, labels) or near_label(word, labels))]
+
+
 def normalize_emotion(emotion: Emotion, labels: Sequence[str]) -> dict[str, float]:
     """
     Turns one `emotion` entry into weights that sum to one; `None` has none.
@@ -188,20 +211,32 @@ def normalize_emotion(emotion: Emotion, labels: Sequence[str]) -> dict[str, floa
         raise TypeError(
             f"`emotion` has to be a label, a mapping from labels to weights, or a list of them, but is {emotion!r}."
         )
-    for label, weight in emotion.items():
-        if label not in labels:
-            raise ValueError(f"`emotion` {label!r} is not known to the classifier, which knows {sorted(labels)}.")
+    weights: dict[str, float] = {}
+    for word, weight in emotion.items():
+        label, near = match_label(word, labels), near_label(word, labels)
+        if label is None:
+            hint = f"; did you mean {near!r}?" if near else "; other words need a `clip_model` or `emotion_prompts`."
+            raise ValueError(f"`emotion` {word!r} is not known to the classifier, which knows {sorted(labels)}{hint}")
         if not (is_number(weight) and 0 <= weight <= MAX_WEIGHT):
-            raise ValueError(f"`emotion` weights have to be numbers in [0, {MAX_WEIGHT}]: {label!r} has {weight!r}.")
-    total = sum(emotion.values())
+            raise ValueError(f"`emotion` weights have to be numbers in [0, {MAX_WEIGHT}]: {word!r} has {weight!r}.")
+        weights[label] = weights.get(label, 0.0) + weight
+    total = sum(weights.values())
     if total <= 0:
         raise ValueError(f"`emotion` weights have to sum to more than 0, but {dict(emotion)} does not.")
-    return {label: weight / total for label, weight in emotion.items() if weight > 0}
+    return {label: weight / total for label, weight in weights.items() if weight > 0}
 
 
 def label_weights(rows: Iterable[Mapping[str, float]], labels: Sequence[str]) -> Tensor:
     """Rows of label -> weight as a float32 matrix of shape `(len(rows), len(labels))`; absent labels weigh zero."""
     return torch.tensor([[row.get(label, 0.0) for label in labels] for row in rows], dtype=torch.float32)
+
+
+def emotion_templates(labels: Iterable[str]) -> dict[str, list[str]]:
+    """What CLIP is asked about each label."""
+    return {label: [template.format(label) for template in EMOTION_TEMPLATES] for label in labels}
+
+
+EMOTION_PROMPTS = emotion_templates(MIKELS_WHEEL)
 
 
 def mean_of_labels(table: Mapping[str, Tensor], targets: Sequence[Mapping[str, float]]) -> Tensor:
@@ -612,6 +647,17 @@ def check_pictures(name: str, pictures: Any, count: int, channels: int) -> Pictu
     if len(result) not in (1, count):
         raise ValueError(f"`{name}` holds {len(result)} pictures for {count} prompts; give one, or one for each.")
     return result
+
+
+def check_classifier(classifier: PreTrainedModel) -> None:
+    """Raises a `ValueError` unless a classifier tells one of several labels, and which pixels it wants."""
+    PixelSpec.from_classifier(classifier)
+    kind = getattr(classifier.config, "problem_type", None) or "single_label_classification"
+    if kind != "single_label_classification" or len(classifier.config.id2label) < 2:
+        raise ValueError(
+            f"`emotion_classifier` {type(classifier).__name__} has to tell one of several labels, but its config says"
+            f" {kind} of {list(classifier.config.id2label.values())}."
+        )
 
 
 def check_differentiable(module: torch.nn.Module) -> None:
@@ -1221,8 +1267,9 @@ class MuseMixin(Parent):
             prompt (`str` or `list[str]`, *optional*): May be left out with an `emotion`; it is then
                 "an image of {emotion}". When editing, the caption of the source.
             emotion (`str`, `dict[str, float]` or a list of these and `None`, *optional*): What the image should
-                evoke: a label of the classifier (`pipe.emotion_labels`), or a mixture as label -> weight (>= 0,
-                normalised to sum to one). A list has one entry per prompt; an entry `None` leaves its image stock.
+                evoke: a label of the classifier (`pipe.emotion_labels`, whatever the case), or a mixture as label ->
+                weight (>= 0, normalised to sum to one). Any other word is left to `clip_model`, which then tells it
+                from the labels and "neutral". A list has one entry per prompt; an entry `None` leaves its image stock.
             preset (`str`, defaults to "full"): "paper", "full" or "fast": where the settings below that are not given
                 come from (`pipe.presets`).
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): The source to edit;
@@ -1358,14 +1405,15 @@ class MuseMixin(Parent):
         semantic_prompt: str | list[str] | None,
     ) -> Wish:
         """Checks what to evoke; where there are only emotions, the prompts become "an image of {emotion}"."""
-        if emotion_prompts is None and self.emotion_classifier is None:
-            emotion_prompts = EMOTION_PROMPTS
-        table = None if emotion_prompts is None else check_prompt_table("emotion_prompts", emotion_prompts)
-        self._check_guidance(settings, is_zero_shot=table is not None)
-        labels = self.emotion_labels if table is None else list(table)
-
         is_list = isinstance(emotion, (list, tuple))
         entries: list[Any] = list(emotion) if is_list else [emotion]
+        if emotion_prompts is None and self.clip_model is not None:
+            words = other_words(entries, self.emotion_labels)
+            if words or self.emotion_classifier is None:
+                emotion_prompts = emotion_templates([*self.emotion_labels, *words, *(["neutral"] if words else [])])
+        table = None if emotion_prompts is None else check_prompt_table("emotion_prompts", emotion_prompts)
+        self._check_guidance(settings, is_zero_shot=table is not None or self.emotion_classifier is None)
+        labels = self.emotion_labels if table is None else list(table)
         targets = [normalize_emotion(entry, labels) for entry in entries]
         if stock.prompt is None and stock.prompt_embeds is None:
             if not targets or not all(targets):
@@ -1452,7 +1500,7 @@ class MuseMixin(Parent):
                 " `pipe.load_emotion_classifier(model_or_id)`, or pass `clip_model=` to `from_pretrained`."
             )
         if not is_zero_shot:
-            PixelSpec.from_classifier(self.emotion_classifier)
+            check_classifier(self.emotion_classifier)
         if self.clip_model is None and 0 < settings.semantic_threshold < math.inf and settings.latest_start == 1:
             raise ValueError(
                 f"`semantic_threshold` {settings.semantic_threshold} needs a `clip_model` to measure the similarity"
@@ -1480,9 +1528,9 @@ class MuseMixin(Parent):
                 check_tensor(name, getattr(stock, name), *shape)
         if isinstance(stock.generator, list) and len(stock.generator) != batch_size:
             raise ValueError(f"`generator` is a list of {len(stock.generator)} for {batch_size} images.")
-        if bool(stock.height) != bool(stock.width):
-            raise ValueError("`height` and `width` have to be given together, or neither.")
-        height, width = (stock.height, stock.width) if stock.height else self._native_size()
+        height, width = self._native_size()
+        if stock.height or stock.width:  # of which upstream would drop one that is given alone
+            stock.height, stock.width = height, width = stock.height or height, stock.width or width
         if stock.latents is not None:
             sides = [side // self.vae_scale_factor for side in (height, width)] if edit else [None, None]
             check_tensor("latents", stock.latents, batch_size, self.unet.config.in_channels, *sides)
@@ -1775,7 +1823,12 @@ class MuseMixin(Parent):
     def _classify(self, image: Tensor) -> Tensor:
         """Logits, shape `(n, num_labels)`, float32, of pixels in [-1, 1]; differentiable."""
         pixels = PixelSpec.from_classifier(self.emotion_classifier).prepare(image)
-        return self.emotion_classifier(pixel_values=pixels.to(self.emotion_classifier.dtype)).logits.float()
+        logits = self.emotion_classifier(pixel_values=pixels.to(self.emotion_classifier.dtype)).logits.float()
+        if not torch.is_grad_enabled() and (logits >= 0).all() and (logits.sum(dim=-1) - 1).abs().max() < 1e-3:
+            raise ValueError(
+                "`emotion_classifier` has to return logits, but returns probabilities: take its softmax off."
+            )
+        return logits
 
     def _zero_shot_classifier(self, emotion_prompts: Mapping[str, list[str]]) -> Callable[[Tensor], Tensor]:
         """
@@ -1786,6 +1839,12 @@ class MuseMixin(Parent):
         text_inputs = [self._tokenize(prompts) for prompts in emotion_prompts.values()]
         features = [clip_features(self.clip_model, blank, inputs)[1].mean(dim=0) for inputs in text_inputs]
         emotion_features = F.normalize(torch.stack(features), dim=-1)  # (C, projection_dim)
+        alike = ((emotion_features @ emotion_features.T) > 0.9999).triu(diagonal=1).nonzero().tolist()
+        if alike:
+            pair = [list(emotion_prompts)[index] for index in alike[0]]
+            raise ValueError(
+                f"`emotion_prompts` of {pair[0]!r} and {pair[1]!r} read alike to CLIP, which can't tell them."
+            )
         text = {name: value[:1] for name, value in text_inputs[0].items()}
         scale = self.clip_model.logit_scale.float().exp()
         return lambda image: scale * clip_features(self.clip_model, image, text)[0] @ emotion_features.T
@@ -1796,14 +1855,20 @@ class MuseMixin(Parent):
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "MuseMixin":
         """
         As upstream; the components that only MUSE has are `None` where neither `pipeline` nor `kwargs` has them.
-        Modules keep their dtypes, as `pipeline` shares them, unless a `torch_dtype` is given.
+        Modules keep their dtypes, as `pipeline` shares them, unless a `dtype` is given.
         """
         ours = {name: None for name in MUSE_COMPONENTS if name not in pipeline.components}
         known = inspect.signature(cls.__init__).parameters
         lost = [name for name, part in pipeline.components.items() if part is not None and name not in known]
         if lost:
             logger.warning(f"{cls.__name__} has no place for {lost} of {type(pipeline).__name__}, and goes without.")
-        return super().from_pipe(pipeline, **ours | {"torch_dtype": None} | kwargs)
+        if kwargs.keys() & {"dtype", "torch_dtype"}:
+            return super().from_pipe(pipeline, **ours | kwargs)
+        return super().from_pipe(pipeline, **ours | {DTYPE_ARGUMENT: KEEP_DTYPES} | kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> "MuseMixin":
+        """As upstream, which knows no way to leave dtypes alone in `from_pipe`."""
+        return self if kwargs.get("dtype") is KEEP_DTYPES else super().to(*args, **kwargs)
 
     def _add_components(
         self,
