@@ -461,41 +461,54 @@ def clip_similarity(
     return scale * (image_features * text_features).sum(dim=-1)
 
 
-def to_rgb(image: PIL.Image.Image | np.ndarray, name: str = "image") -> PIL.Image.Image:
+def to_rgb(image: PIL.Image.Image | np.ndarray, name: str = "image", background: str = "white") -> PIL.Image.Image:
     """
-    Any photograph as upright 8-bit RGB: EXIF rotation applied, 16 bits and floats (of which 1, 255 or 65535 is white)
-    scaled to 8, transparency laid on white. Arrays: see [`array_to_picture`].
+    Any picture as upright 8-bit RGB: EXIF rotation applied, transparency laid on `background`, more bits and floats
+    scaled to 8 (white is the least of 1, for floats, 255, 4095 and 65535 that is not exceeded).
+
+    Args:
+        image (`PIL.Image.Image` or `np.ndarray`): Arrays are of shape `(H, W)` or `(H, W, 1, 3 or 4)`, and hold uint8,
+            uint16, bool, or floats in [0, 1].
+        name (`str`): The argument that errors name.
+        background (`str`): A colour.
+
+    Raises:
+        ValueError: For a picture without pixels, with pixels below 0 or not finite, and for other arrays.
     """
-    image = PIL.ImageOps.exif_transpose(array_to_picture(image, name) if isinstance(image, np.ndarray) else image)
+    if isinstance(image, np.ndarray):
+        is_float, kind = np.issubdtype(image.dtype, np.floating), image.dtype.name
+        if not (image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (1, 3, 4))) or image.size == 0:
+            raise ValueError(
+                f"`{name}` arrays have to be of shape (H, W) or (H, W, 1, 3 or 4), but are {image.shape}."
+            )
+        if not (is_float or kind in ("bool", "uint8", "uint16")) or (is_float and not image.max() <= 1):
+            raise ValueError(f"`{name}` arrays have to hold uint8, uint16, bool or floats in [0, 1], but hold {kind}.")
+        pixels = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+        image = PIL.Image.fromarray(pixels if kind == "uint8" else to_8_bits(pixels, name, is_float or kind == "bool"))
     if 0 in image.size:
         raise ValueError(f"`{name}` has no pixels.")
+    image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.array(image, dtype=np.float32)
-        most = pixels.max()
-        if not np.isfinite(most):
-            raise ValueError(f"`{name}` has pixels that are not finite.")
-        white = 65535 if image.mode.startswith("I;") or most > 255 else 255
-        pixels *= 255 / (1 if image.mode == "F" and most <= 1 else white)
-        image = PIL.Image.fromarray(pixels.round(out=pixels).clip(0, 255, out=pixels).astype(np.uint8))
+        image = PIL.Image.fromarray(to_8_bits(np.asarray(image), name, image.mode == "F"))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
 
 
-def array_to_picture(array: np.ndarray, name: str = "image") -> PIL.Image.Image:
-    """An array of shape `(H, W)` or `(H, W, 1, 3 or 4)`, uint8, uint16, bool or floats in [0, 1], as a picture."""
-    is_float = np.issubdtype(array.dtype, np.floating)
-    most = 1 if is_float else {"bool": 1, "uint8": 255, "uint16": 65535}.get(array.dtype.name, 0)
-    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))) or array.size == 0 or not most:
-        raise ValueError(
-            f"`{name}` arrays have to hold uint8, uint16, bool or floats in shape (H, W) or (H, W, 1, 3 or 4), but"
-            f" hold {array.dtype} in {array.shape}."
-        )
-    if is_float and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-        raise ValueError(f"`{name}` arrays of floats have to lie in [0, 1].")
-    array = array if most == 255 else (array * (255 / most)).round().astype(np.uint8)
-    return PIL.Image.fromarray(array[..., 0] if array.shape[-1] == 1 and array.ndim == 3 else array)
+def to_8_bits(pixels: np.ndarray, name: str, may_be_unit: bool) -> np.ndarray:
+    """Pixels of more bits, or floats, as uint8; see [`to_rgb`]."""
+    pixels = np.array(pixels, dtype=np.float32)
+    whites = [white for white in ([1] if may_be_unit else []) + [255, 4095, 65535] if pixels.max() <= white]
+    if not (whites and pixels.min() >= 0):
+        raise ValueError(f"`{name}` has pixels below 0, beyond 65535 or not finite.")
+    return np.round(pixels * (255 / whites[0])).astype(np.uint8)
+
+
+def to_mask(image: PIL.Image.Image | np.ndarray, name: str = "mask_image") -> PIL.Image.Image:
+    """A mask as 8-bit grey: what is transparent is black, and 1 is white where nothing is beyond it."""
+    mask = to_rgb(image, name, background="black").convert("L")
+    return mask.point(lambda value: 255 * value) if mask.getextrema()[1] == 1 else mask
 
 
 def fit_size(
@@ -638,7 +651,7 @@ def check_pictures(name: str, pictures: Any, count: int, channels: int) -> Pictu
         if result.min() < 0 or result.max() > 1:
             raise ValueError(f"`{name}` tensors have to hold floats in [0, 1].")
     elif pictures and all(issubclass(kind, (PIL.Image.Image, np.ndarray)) for kind in kinds):
-        result = [to_rgb(one, name) for one in pictures]
+        result = [(to_rgb if channels == 3 else to_mask)(one, name) for one in pictures]
     else:
         raise TypeError(
             f"`{name}` has to be a PIL image, an array, a tensor, or a list of pictures or of tensors of one shape,"
@@ -657,6 +670,15 @@ def check_classifier(classifier: PreTrainedModel) -> None:
         raise ValueError(
             f"`emotion_classifier` {type(classifier).__name__} has to tell one of several labels, but its config says"
             f" {kind} of {list(classifier.config.id2label.values())}."
+        )
+
+
+def check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny) -> None:
+    """Raises a `ValueError` for networks that want more than latents, which are made for other pipelines."""
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise ValueError(
+            f"`unet` takes {unet.config.in_channels} channels where the latents of `vae` have"
+            f" {vae.config.latent_channels}, as those of inpainting and InstructPix2Pix do; use a text-to-image base."
         )
 
 
@@ -1514,6 +1536,7 @@ class MuseMixin(Parent):
                 "`emotion` needs gradients, which `torch.inference_mode()` forbids. Call the pipeline outside of it,"
                 " or under `torch.no_grad()`."
             )
+        check_channels(self.unet, self.vae)
         for module in (self.unet, self._preview_decoder, self.clip_model if is_zero_shot else self.emotion_classifier):
             check_differentiable(module)
 
@@ -1878,6 +1901,8 @@ class MuseMixin(Parent):
         semantic_threshold: float,
     ) -> None:
         """What `__init__` does after the parent's."""
+        if self.unet is not None and self.vae is not None:
+            check_channels(self.unet, self.vae)
         self.register_modules(clip_model=clip_model, emotion_classifier=emotion_classifier, preview_vae=preview_vae)
         self.register_to_config(semantic_threshold=semantic_threshold)
 
