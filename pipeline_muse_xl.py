@@ -144,9 +144,8 @@ def wheel_distance(label: str, other: str, polarity_aware: bool = False) -> int:
         ValueError: For a label that is not on the wheel.
     """
     wheel = list(MIKELS_WHEEL)
-    for name in (label, other):
-        if name not in wheel:
-            raise ValueError(f"`label` {name!r} is not on Mikels' wheel, which holds {wheel}.")
+    if not {label, other} <= set(wheel):
+        raise ValueError(f"`label` {label!r} or `other` {other!r} is not on Mikels' wheel, which holds {wheel}.")
     steps = abs(wheel.index(label) - wheel.index(other))
     across = (label in POSITIVE_EMOTIONS) != (other in POSITIVE_EMOTIONS)
     return min(steps, len(wheel) - steps) + (3 if polarity_aware and across else 0)
@@ -302,13 +301,13 @@ class PixelSpec:
     @classmethod
     def from_classifier(cls, classifier: PreTrainedModel) -> "PixelSpec":
         """Reads `image_size` (a side, or height and width), `image_mean` and `image_std` from the config."""
-        missing = [name for name in PIXEL_SETTINGS if not hasattr(classifier.config, name)]
-        if missing:
-            raise ValueError(
-                f"`emotion_classifier` {type(classifier).__name__} lacks {missing} in its config: load it with"
-                " `pipe.load_emotion_classifier(model, image_processor=...)`, which writes them there."
-            )
         config = classifier.config
+        missing = [name for name in PIXEL_SETTINGS if not hasattr(config, name)]
+        if missing:
+            hint = "load it with `pipe.load_emotion_classifier(model, image_processor=...)`"
+            raise ValueError(
+                f"`emotion_classifier` {type(classifier).__name__} lacks {missing} in its config: {hint}."
+            )
         size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         return cls(tuple(size), tuple(config.image_mean), tuple(config.image_std))
 
@@ -344,13 +343,10 @@ class PixelSpec:
 
 def check_schedule(scheduler: Any) -> None:
     """Raises a `ValueError` that names a scheduler without a diffusion's noise schedule, as EDM's, flows and IPNDM."""
-    config = scheduler.config
-    is_flow = config.get("use_flow_sigmas", False) or config.get("prediction_type") == "flow_prediction"
+    is_flow = scheduler.config.get("prediction_type") == "flow_prediction" or scheduler.config.get("use_flow_sigmas")
     if is_flow or not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(
-            f"`scheduler` {type(scheduler).__name__} does not tell the noise level of a timestep, which MUSE needs."
-            " Use a diffusion scheduler such as DDIMScheduler, and no flow matching."
-        )
+        name = type(scheduler).__name__
+        raise ValueError(f"`scheduler` {name} does not tell the noise level of a timestep; use such as DDIMScheduler.")
 
 
 def signal_level(scheduler: Any, timestep: Tensor) -> Tensor:
@@ -369,9 +365,7 @@ def signal_level(scheduler: Any, timestep: Tensor) -> Tensor:
         index = scheduler.step_index if scheduler.step_index is not None else scheduler.index_for_timestep(timestep)
         return 1 / (1 + scheduler.sigmas[index].double() ** 2)
     if int(timestep) >= len(scheduler.alphas_cumprod):  # an offset on top of as many steps as there are
-        raise ValueError(
-            f"`num_inference_steps` leads {type(scheduler).__name__} beyond its last timestep; take fewer."
-        )
+        raise ValueError(f"`num_inference_steps` leads {type(scheduler).__name__} beyond its last timestep.")
     return scheduler.alphas_cumprod[int(timestep)].double()
 
 
@@ -398,17 +392,12 @@ def predict_x0(model_input: Tensor, noise_pred: Tensor, alpha_cumprod: float | T
 
 def check_preview(scheduler: Any, timesteps: Tensor) -> None:
     """Raises a `ValueError` that names the scheduler where [`predict_x0`] cannot be derived for its first timestep."""
-    signal = signal_level(scheduler, timesteps[0])
-    prediction_type = scheduler.config.get("prediction_type", "epsilon")
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
-            f"`scheduler` {type(scheduler).__name__} predicts {prediction_type!r}; MUSE knows {PREDICTION_TYPES}."
-        )
-    if prediction_type == "epsilon" and signal == 0:
-        raise ValueError(
-            f"`scheduler` {type(scheduler).__name__} starts from pure noise (zero terminal SNR), in which the"
-            " predicted noise says nothing about the image. It needs a checkpoint that predicts v_prediction."
-        )
+    name, prediction = type(scheduler).__name__, scheduler.config.get("prediction_type", "epsilon")
+    if prediction not in PREDICTION_TYPES:
+        raise ValueError(f"`scheduler` {name} predicts {prediction!r}; MUSE knows {PREDICTION_TYPES}.")
+    if signal_level(scheduler, timesteps[0]) == 0 and prediction == "epsilon":
+        hint = "whose noise tells nothing of the image; it needs a checkpoint of v_prediction"
+        raise ValueError(f"`scheduler` {name} starts from pure noise (zero terminal SNR), {hint}.")
 
 
 def guide_noise(
@@ -587,20 +576,15 @@ def check_texts(name: str, value: Any, count: int) -> list[str]:
 def check_finite(name: str, values: Tensor) -> None:
     """Raises a `ValueError` rather than letting a black image pass."""
     if not torch.isfinite(values).all():
-        raise ValueError(
-            f"The {name} of the call came out infinite or NaN. Half precision overflows in some networks, above all in"
-            " VAEs: use bfloat16 or float32, or a VAE that was fixed for float16."
-        )
+        hint = "float16 overflows in some VAEs; use bfloat16, or a VAE that was fixed for float16"
+        raise ValueError(f"The {name} of the call came out infinite or NaN: {hint}.")
 
 
 def check_gradients(**outputs: Tensor) -> None:
     """Raises a `ValueError` that names the first network whose output does not depend on the tokens."""
     for name, output in outputs.items():
         if not output.requires_grad:
-            raise ValueError(
-                f"`{name}` passes no gradient on, which `emotion` needs: its forward detaches, or is quantised or"
-                " compiled for inference only."
-            )
+            raise ValueError(f"`{name}` passes no gradient on, which `emotion` needs: its forward detaches.")
 
 
 def refuse(reason: str, **arguments: Any) -> None:
@@ -625,17 +609,12 @@ def check_prompt_table(name: str, table: Any) -> dict[str, list[str]]:
     return {label: list(texts) for label, texts in lists.items()}
 
 
-def check_similar(similar_emotions: Any, labels: list[str]) -> None:
-    """Raises unless `similar_emotions` is None, "both", a list of labels, or labels with a list for each."""
-    if similar_emotions is None or (isinstance(similar_emotions, str) and similar_emotions == "both"):
-        return
-    is_table = isinstance(similar_emotions, Mapping)
-    lists = [list(similar_emotions), *similar_emotions.values()] if is_table else [similar_emotions]
-    if not all(isinstance(names, (list, tuple)) and all(name in labels for name in names) for names in lists):
-        raise ValueError(
-            f"`similar_emotions` has to be None, 'both', a list of labels or a table from labels to such lists, of"
-            f" {sorted(labels)}, but is {similar_emotions!r}."
-        )
+def check_similar(similar: Any, labels: list[str]) -> None:
+    """Raises unless `similar` is None, "both", a list of labels, or a table of labels with a list for each."""
+    lists = [list(similar), *similar.values()] if isinstance(similar, Mapping) else [similar]
+    are_lists = all(isinstance(names, (list, tuple)) and all(name in labels for name in names) for names in lists)
+    if not (similar is None or are_lists or (isinstance(similar, str) and similar == "both")):
+        raise ValueError(f"`similar_emotions` has to be 'both', or lists of {sorted(labels)}, but is {similar!r}.")
 
 
 def check_pictures(name: str, pictures: Any, count: int, channels: int) -> Pictures:
@@ -653,10 +632,8 @@ def check_pictures(name: str, pictures: Any, count: int, channels: int) -> Pictu
     elif pictures and all(issubclass(kind, (PIL.Image.Image, np.ndarray)) for kind in kinds):
         result = [(to_rgb if channels == 3 else to_mask)(one, name) for one in pictures]
     else:
-        raise TypeError(
-            f"`{name}` has to be a PIL image, an array, a tensor, or a list of pictures or of tensors of one shape,"
-            f" but holds {sorted(kind.__name__ for kind in kinds)}; `diffusers.utils.load_image` opens files."
-        )
+        what = "PIL images, arrays, or tensors of one shape; `diffusers.utils.load_image` opens files"
+        raise TypeError(f"`{name}` holds {sorted(kind.__name__ for kind in kinds)}, but has to hold {what}.")
     if len(result) not in (1, count):
         raise ValueError(f"`{name}` holds {len(result)} pictures for {count} prompts; give one, or one for each.")
     return result
@@ -665,38 +642,29 @@ def check_pictures(name: str, pictures: Any, count: int, channels: int) -> Pictu
 def check_classifier(classifier: PreTrainedModel) -> None:
     """Raises a `ValueError` unless a classifier tells one of several labels, and which pixels it wants."""
     PixelSpec.from_classifier(classifier)
-    kind = getattr(classifier.config, "problem_type", None) or "single_label_classification"
-    if kind != "single_label_classification" or len(classifier.config.id2label) < 2:
-        raise ValueError(
-            f"`emotion_classifier` {type(classifier).__name__} has to tell one of several labels, but its config says"
-            f" {kind} of {list(classifier.config.id2label.values())}."
-        )
+    labels, kind = list(classifier.config.id2label.values()), getattr(classifier.config, "problem_type", None)
+    if len(labels) < 2 or kind not in (None, "single_label_classification"):
+        raise ValueError(f"`emotion_classifier` has to tell one of several labels, but is {kind} of {labels}.")
 
 
 def check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny) -> None:
-    """Raises a `ValueError` for networks that want more than latents, which are made for other pipelines."""
-    if unet.config.in_channels != vae.config.latent_channels:
-        raise ValueError(
-            f"`unet` takes {unet.config.in_channels} channels where the latents of `vae` have"
-            f" {vae.config.latent_channels}, as those of inpainting and InstructPix2Pix do; use a text-to-image base."
-        )
+    """Raises a `ValueError` for networks that want more than latents, as for inpainting and InstructPix2Pix."""
+    wanted, channels = unet.config.in_channels, vae.config.latent_channels
+    if wanted != channels:
+        raise ValueError(f"`unet` takes {wanted} channels, not the {channels} of latents; use a text-to-image base.")
 
 
 def check_differentiable(module: torch.nn.Module) -> None:
     """Raises a `ValueError` that names a network of which it is known that gradients do not pass."""
-    casts = [part for part in module.modules() if hasattr(part, "_diffusers_hook")]
+    processors = [type(one).__name__ for one in getattr(module, "attn_processors", {}).values()]
+    casts = [part._diffusers_hook.hooks for part in module.modules() if hasattr(part, "_diffusers_hook")]
     obstacles = {
-        "xFormers' attention (`pipe.disable_xformers_memory_efficient_attention()`)": any(
-            "XFormers" in type(one).__name__ for one in getattr(module, "attn_processors", {}).values()
-        ),
-        "layerwise casting": any("layerwise_casting" in part._diffusers_hook.hooks for part in casts),
-        "weights that were loaded inside `torch.inference_mode()`": any(
-            one.is_inference() for one in module.parameters()
-        ),
+        "xFormers: call `pipe.disable_xformers_memory_efficient_attention()`": "XFormers" in "".join(processors),
+        "layerwise casting": any("layerwise_casting" in hooks for hooks in casts),
+        "weights loaded in `torch.inference_mode()`": any(weight.is_inference() for weight in module.parameters()),
     }
-    for obstacle, is_there in obstacles.items():
-        if is_there:
-            raise ValueError(f"`emotion` needs gradients, so {type(module).__name__} has to go without {obstacle}.")
+    for obstacle in [name for name, is_there in obstacles.items() if is_there]:
+        raise ValueError(f"`emotion` needs gradients, so {type(module).__name__} has to go without {obstacle}.")
 
 
 def accepted_arguments(function: Callable, **arguments: Any) -> dict[str, Any]:
@@ -1247,12 +1215,9 @@ def warn_of_closed_gates(traces: list[MuseTrace], threshold: float) -> None:
     """Tells which images no emotion was given to, and what would."""
     closed = [(b, trace) for b, trace in enumerate(traces) if trace.emotion and trace.gate_step is None]
     if closed:
-        best = [f"{b} ({max(trace.similarity):.1f})" if trace.similarity else str(b) for b, trace in closed]
-        logger.warning(
-            f"Guidance never started for the images {', '.join(best)} of {len(traces)}; all as without an emotion."
-            f" The similarity of preview and prompt, in brackets its highest, has to reach {threshold:g}: pass a lower"
-            " `semantic_threshold`, or a `latest_start` such as 0.4."
-        )
+        images = ", ".join(f"{b} (reached {max(trace.similarity, default=0):.1f})" for b, trace in closed)
+        hint = f"`semantic_threshold` is {threshold:g}; pass a lower one, or a `latest_start` such as 0.4"
+        logger.warning(f"Guidance never started, so there is no emotion in the images {images}: {hint}.")
 
 
 class MuseMixin(Parent):
@@ -1474,11 +1439,8 @@ class MuseMixin(Parent):
             batch_size = len(wish.targets) * stock.num_images_per_prompt
             rows = [] if emotion_tokens.ndim == 2 else [1 if emotion_tokens.shape[:1] == (1,) else batch_size]
             check_tensor("emotion_tokens", emotion_tokens, *rows, None, width)
-        elif not (isinstance(emotion_tokens, str) and emotion_tokens in TOKEN_STARTS):
-            raise TypeError(
-                f"`emotion_tokens` has to be one of {list(TOKEN_STARTS)}, a tensor or a table of labels to tensors,"
-                f" but is {emotion_tokens!r}."
-            )
+        else:
+            check_choice("emotion_tokens", emotion_tokens, TOKEN_STARTS)
         return emotion_tokens
 
     def _resolve_edit(
@@ -1516,28 +1478,21 @@ class MuseMixin(Parent):
 
     def _check_guidance(self, settings: GuidanceSettings, is_zero_shot: bool) -> None:
         """Raises a `ValueError` that says what is missing for guidance."""
+        asks = 0 < settings.semantic_threshold < math.inf and settings.latest_start == 1
         if is_zero_shot and self.clip_model is None:
-            raise ValueError(
-                "`emotion` needs an `emotion_classifier`, or at least a `clip_model` to classify zero-shot: call"
-                " `pipe.load_emotion_classifier(model_or_id)`, or pass `clip_model=` to `from_pretrained`."
-            )
+            hint = "call `pipe.load_emotion_classifier(model_or_id)`, or load the pipeline with `clip_model=`"
+            raise ValueError(f"`emotion` needs an `emotion_classifier`, or a `clip_model` in its place: {hint}.")
+        if asks and self.clip_model is None:
+            hint = "load the pipeline with `clip_model=`, or pass `semantic_threshold=0` to guide from the first step"
+            raise ValueError(f"`semantic_threshold` {settings.semantic_threshold} needs a `clip_model`: {hint}.")
         if not is_zero_shot:
             check_classifier(self.emotion_classifier)
-        if self.clip_model is None and 0 < settings.semantic_threshold < math.inf and settings.latest_start == 1:
+        if settings.max_inner_steps > 0 and torch.is_inference_mode_enabled():
             raise ValueError(
-                f"`semantic_threshold` {settings.semantic_threshold} needs a `clip_model` to measure the similarity"
-                " of preview and prompt: pass `clip_model=` to `from_pretrained`, or `semantic_threshold=0` to guide"
-                " from the first step."
+                "`emotion` needs gradients, which `torch.inference_mode()` forbids; use `torch.no_grad()`."
             )
-        if settings.max_inner_steps == 0:
-            return
-        if torch.is_inference_mode_enabled():
-            raise ValueError(
-                "`emotion` needs gradients, which `torch.inference_mode()` forbids. Call the pipeline outside of it,"
-                " or under `torch.no_grad()`."
-            )
-        check_channels(self.unet, self.vae)
-        for module in (self.unet, self._preview_decoder, self.clip_model if is_zero_shot else self.emotion_classifier):
+        judge = self.clip_model if is_zero_shot else self.emotion_classifier
+        for module in (self.unet, self._preview_decoder, judge) if settings.max_inner_steps > 0 else ():
             check_differentiable(module)
 
     def _check_stock(self, stock: SimpleNamespace, edit: Edit | None) -> None:
@@ -1562,10 +1517,8 @@ class MuseMixin(Parent):
         self.check_inputs(**accepted_arguments(self.check_inputs, **names))
         check_schedule(self.scheduler)
         if edit is None:
-            timesteps, _ = retrieve_timesteps(
-                self.scheduler, stock.num_inference_steps, "cpu", stock.timesteps, stock.sigmas
-            )
-            check_preview(self.scheduler, timesteps)
+            schedule = (stock.num_inference_steps, "cpu", stock.timesteps, stock.sigmas)
+            check_preview(self.scheduler, retrieve_timesteps(self.scheduler, *schedule)[0])
 
     # ---- editing ---------------------------------------------------------------------------------------------------
 
@@ -1668,7 +1621,9 @@ class MuseMixin(Parent):
     ) -> Callable[[Tensor], Tensor]:
         """Where S starts, given the prompts' embeddings: see `emotion_tokens`."""
         labels = sorted({label for target in targets for label in target})
-        if tokens == "emotion":
+        if not (labels or isinstance(tokens, Tensor)):
+            tokens = "random"
+        if isinstance(tokens, str) and tokens == "emotion":
             words = {label: self._emotion_word(label, stock.clip_skip) for label in labels}
 
         def start(prompt_embeds: Tensor) -> Tensor:
@@ -1697,14 +1652,15 @@ class MuseMixin(Parent):
             return not guide.is_busy and threading.get_ident() == thread
 
         @torch.compiler.disable
-        def before(unet, asked, conditions):
+        def before(unet, asked, conditions=None):
             if asks() and guide.all_rest:
                 return asked, append_tokens(conditions, guide.tokens)
 
         @torch.compiler.disable
-        def after(unet, asked, conditions, answer):
-            if not asks():
+        def after(unet, asked, *rest):
+            if not asks():  # torch may give less to a hook that is removed while another thread's call is under way
                 return None
+            conditions, answer = rest
             if not guide.all_rest:
                 step = DenoisingStep(self, asked, conditions, answer[0], len(guide.images), region)
                 step.preview_scale = guide.settings.preview_scale
@@ -1931,26 +1887,22 @@ class MuseMixin(Parent):
             ValueError: If size, mean or std are known from nowhere, or `revision` or `trust_remote_code` come with a
                 model that is loaded already.
         """
+        source = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+        model: Any = classifier
         if isinstance(classifier, (str, os.PathLike)):
-            source = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
             model = AutoModelForImageClassification.from_pretrained(classifier, dtype=self.dtype, **source).eval()
             if image_processor is None and not all(hasattr(model.config, name) for name in PIXEL_SETTINGS):
                 image_processor = AutoImageProcessor.from_pretrained(classifier, **source)
         elif not isinstance(classifier, PreTrainedModel):
-            raise TypeError(
-                "`classifier` has to be a transformers PreTrainedModel, an id on the Hub or a folder, but is"
-                f" {type(classifier)}."
-            )
+            raise TypeError(f"`classifier` has to be a PreTrainedModel, an id or a folder, but is {type(classifier)}.")
         elif revision is not None or trust_remote_code:
             raise ValueError("`revision` and `trust_remote_code` are for an id or a folder, not for a loaded model.")
-        else:
-            model = classifier
         if image_processor is not None:
             spec = PixelSpec.from_processor(image_processor)
             height, width = spec.size
             model.config.image_size = height if height == width else [height, width]
             model.config.image_mean, model.config.image_std = list(spec.mean), list(spec.std)
-        PixelSpec.from_classifier(model)
+        check_classifier(model)
         self.register_modules(emotion_classifier=model.to(self._execution_device))
 
     @property
