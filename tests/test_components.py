@@ -7,15 +7,10 @@ import pytest
 import tiny_models
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
-from tiny_models import STABLE_DIFFUSION, guide, stock
+from tiny_models import guide, stock
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from pipeline_muse import EMOTION_PROMPTS, MIKELS_WHEEL, MusePipeline, PixelSpec
-
-
-@pytest.fixture
-def family():
-    return STABLE_DIFFUSION
 
 
 def vit(**config) -> ViTForImageClassification:
@@ -164,32 +159,27 @@ def zero_shot() -> MusePipeline:
 OWN = {"cozy": "a cozy picture", "eerie": ["an eerie picture", "a strange place"], "dull": "a dull picture"}
 
 
-def clip_logits(pipe, image: torch.Tensor, texts: list[str]) -> torch.Tensor:
-    """CLIP's own logits, each text by itself."""
-    tokens = pipe.tokenizer(texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
-    pixels = PixelSpec.from_clip(pipe.clip_model).prepare(image)
-    with torch.no_grad():
-        return pipe.clip_model(**tokens, pixel_values=pixels).logits_per_image
+@torch.no_grad()
+def clip_probabilities(pipe, image: torch.Tensor, labels: list[list[str]]) -> torch.Tensor:
+    """What CLIP makes of an image, by hand: texts of one label are averaged on the unit sphere."""
+    pixels, rows = PixelSpec.from_clip(pipe.clip_model).prepare(image), []
+    for texts in labels:
+        tokens = pipe.tokenizer(texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+        output = pipe.clip_model(**tokens, pixel_values=pixels)
+        mean = output.text_embeds.mean(dim=0)
+        rows.append(pipe.clip_model.logit_scale.exp() * output.image_embeds @ (mean / mean.norm()))
+        if len(texts) == 1:
+            torch.testing.assert_close(rows[-1], output.logits_per_image[:, 0])
+    return torch.stack(rows, dim=-1).softmax(dim=-1)
 
 
-def test_one_prompt_per_label_gives_clips_own_logits(zero_shot):
-    prompts = {label: [f"a {label} picture"] for label in ("cozy", "eerie", "dull")}
-    image = torch.rand(2, 3, 40, 32, generator=tiny_models.generator()) * 2 - 1
-    with torch.no_grad():
-        logits = zero_shot._zero_shot_classifier(prompts)(image)
-    torch.testing.assert_close(logits, clip_logits(zero_shot, image, [text for (text,) in prompts.values()]))
-
-
-def test_several_prompts_are_averaged_on_the_unit_sphere(zero_shot):
-    image = torch.rand(1, 3, 32, 32, generator=tiny_models.generator()) * 2 - 1
-    texts = ["an eerie picture", "a strange place"]
-    tokens = zero_shot.tokenizer(texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
-    with torch.no_grad():
-        logits = zero_shot._zero_shot_classifier({"cozy": ["a cozy picture"], "eerie": texts})(image)
-        output = zero_shot.clip_model(**tokens, pixel_values=PixelSpec.from_clip(zero_shot.clip_model).prepare(image))
-    mean = output.text_embeds.mean(dim=0)
-    expected = zero_shot.clip_model.logit_scale.exp() * output.image_embeds @ (mean / mean.norm())
-    torch.testing.assert_close(logits[:, 1], expected.detach())
+def test_clip_classifies_as_it_does(zero_shot, count_calls):
+    """The preview that it is shown, by its own scale and cosines."""
+    decoder = count_calls(zero_shot.vae.decoder)
+    trace = guide(zero_shot, emotion="eerie", emotion_prompts=OWN, num_inference_steps=1, max_inner_steps=0).trace[0]
+    texts = [[one] if isinstance(one, str) else one for one in OWN.values()]
+    expected = clip_probabilities(zero_shot, decoder.calls[-1][1], texts)
+    torch.testing.assert_close(torch.tensor(trace.probabilities[0]), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_classifier_clip_guides_towards_the_eight_emotions(zero_shot):
