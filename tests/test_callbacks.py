@@ -102,7 +102,7 @@ def test_a_callback_may_turn_guidance_off_and_on(pipe, count_calls, interval):
 
 @pytest.mark.parametrize("others", ["parent", "muse", "muse in an edit"])
 def test_a_callback_may_call_another_pipeline_of_the_same_network(pipe, others):
-    """Each makes what it makes alone; as hooks stand at the network, one must not take the other's steps for its own."""
+    """Each makes what it makes alone; with hooks at the network, one must not take the other's steps for its own."""
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     other = parent_of(pipe)
     if others != "parent":

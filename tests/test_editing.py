@@ -22,7 +22,7 @@ def picture(width: int = SIZE, height: int = SIZE, seed: int = 0) -> PIL.Image.I
 
 
 def edit(pipe, **arguments) -> torch.Tensor:
-    """The latents of a short edit; without an emotion it reconstructs, as it leads away from the source's own prompt."""
+    """The latents of a short edit; without an emotion it reconstructs, led away from the source's own prompt."""
     defaults = {"emotion": None, "image": picture(), "generator": None, "max_inner_steps": 1}
     defaults["negative_prompt"] = arguments.get("prompt", "a cat")
     return guide(pipe, **{**defaults, **arguments}).images

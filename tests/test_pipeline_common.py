@@ -1,6 +1,6 @@
 """
 What every pipeline of diffusers has to do: the cases of diffusers' `PipelineTesterMixin` (of its older form for
-unittest and its newer one for pytest), for the stock call where that is not the parent's anyway, and for the guided one.
+unittest and its newer one for pytest), for the guided call, and the stock one where it may differ.
 """
 
 import io

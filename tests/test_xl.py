@@ -16,7 +16,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     TCDScheduler,
 )
-from tiny_models import STABLE_DIFFUSION_XL, generator, guide, stock
+from tiny_models import STABLE_DIFFUSION_XL, guide, stock
 
 from pipeline_muse_xl import MuseXLPipeline
 
