@@ -315,6 +315,9 @@ def test_an_edit_has_the_aspect_ratio_of_its_source(pipe, width, height, expecte
 
 
 def test_the_size_may_be_named(pipe):
+    """Or one side of it, which the other follows."""
+    for side in ({"height": 16}, {"width": 40}):
+        assert pipe("a cat", image=picture(80, 32), num_inference_steps=1, **side).images[0].size == (40, 16)
     assert pipe("a cat", image=picture(), num_inference_steps=1, height=16, width=40).images[0].size == (40, 16)
 
 

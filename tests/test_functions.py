@@ -24,7 +24,6 @@ from pipeline_muse import (
     POSITIVE_EMOTIONS,
     GuidanceSettings,
     PixelSpec,
-    array_to_rgb,
     clip_similarity,
     fit_size,
     fork_generator,
@@ -34,6 +33,7 @@ from pipeline_muse import (
     normalize_emotion,
     predict_x0,
     signal_level,
+    to_mask,
     to_rgb,
     wheel_distance,
     wheel_neighbors,
@@ -105,7 +105,7 @@ def test_opposite_valences_are_further_apart_than_like_ones():
 
 def test_a_label_off_the_wheel_has_no_distance():
     for pair in (("awe", "nostalgia"), ("nostalgia", "awe")):
-        with pytest.raises(ValueError, match="'nostalgia' is not on Mikels' wheel"):
+        with pytest.raises(ValueError, match="'nostalgia'.* is not on Mikels' wheel"):
             wheel_distance(*pair)
 
 
@@ -134,6 +134,22 @@ def test_mixtures_become_weights_that_sum_to_one(mixture):
 def test_a_label_weighs_one_and_none_nothing():
     assert normalize_emotion("awe", MIKELS_WHEEL) == {"awe": 1.0}
     assert normalize_emotion(None, MIKELS_WHEEL) == {}
+
+
+@pytest.mark.parametrize("word", ["Awe", " awe", "AWE ", "a w e"])
+def test_labels_are_the_same_whatever_their_case_and_spaces(word):
+    assert normalize_emotion(word, MIKELS_WHEEL) == {"awe": 1.0}
+    assert normalize_emotion({word: 1, "awe": 2, "fear": 1}, MIKELS_WHEEL) == {"awe": 0.75, "fear": 0.25}
+    assert normalize_emotion("awe", ["fear", "Awe"]) == {"Awe": 1.0}
+
+
+@pytest.mark.parametrize(
+    "word, near", [("feer", "fear"), ("Amusment", "amusement"), ("angry", "anger"), ("joyful", None)]
+)
+def test_a_misspelled_label_is_told_what_was_meant(word, near):
+    hint = f"did you mean {near!r}" if near else "`clip_model` or `emotion_prompts`"
+    with pytest.raises(ValueError, match=f"`emotion` '{word}'.*{hint}"):
+        normalize_emotion(word, MIKELS_WHEEL)
 
 
 def test_label_weights_follow_the_names():
@@ -373,6 +389,15 @@ def test_gray_and_palette_pictures_become_rgb():
     assert np.asarray(to_rgb(gray.convert("1", dither=0))).max() == 255
 
 
+@pytest.mark.parametrize("bits", [12, 16])
+def test_white_is_the_least_that_is_not_exceeded(bits):
+    """Of 255, 4095 and 65535: cameras' 12 bits come in 16."""
+    white = 2**bits - 1
+    pixels = np.array([[0, white // 2, white]], dtype=np.uint16)
+    for image in (pixels, PIL.Image.fromarray(pixels)):
+        assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 127, 255]
+
+
 @pytest.mark.parametrize("dtype, mode", [(np.uint16, "I;16"), (np.int32, "I")])
 def test_sixteen_bits_are_scaled_by_their_range_not_by_the_brightest_pixel(dtype, mode):
     image = PIL.Image.fromarray(np.array([[0, 16384, 32896]], dtype=dtype))
@@ -382,14 +407,16 @@ def test_sixteen_bits_are_scaled_by_their_range_not_by_the_brightest_pixel(dtype
 
 def test_thirty_two_bit_modes_may_hold_eight_bit_values():
     for dtype in (np.int32, np.float32):
-        image = PIL.Image.fromarray(np.array([[-5, 0, 100, 255]], dtype=dtype))
-        assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 0, 100, 255]
+        image = PIL.Image.fromarray(np.array([[0, 100, 255]], dtype=dtype))
+        assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 100, 255]
+        with pytest.raises(ValueError, match="`image` has pixels below 0"):
+            to_rgb(PIL.Image.fromarray(np.array([[-5, 100]], dtype=dtype)))
 
 
 def test_pictures_of_floats_may_lie_in_zero_to_one_and_have_to_be_finite():
     image = PIL.Image.fromarray(np.array([[0, 0.2, 1]], dtype=np.float32))
     assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 51, 255]
-    with pytest.raises(ValueError, match="`mask_image` has pixels that are not finite"):
+    with pytest.raises(ValueError, match="`mask_image` has pixels .*not finite"):
         to_rgb(PIL.Image.fromarray(np.array([[0, np.nan]], dtype=np.float32)), "mask_image")
 
 
@@ -417,18 +444,19 @@ def test_arrays_become_pictures(shape, dtype):
     array = np.full(shape, 51 if dtype == np.uint8 else 0.2, dtype)
     if shape[-1] == 4:
         array[..., 3] = 255 if dtype == np.uint8 else 1
-    image = array_to_rgb(array)
+    image = to_rgb(array)
     assert (image.mode, image.size) == ("RGB", (6, 4))
     assert np.unique(np.asarray(image)).tolist() == [51]
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3)], ids=str)
 def test_sixteen_bit_arrays_become_pictures(shape):
-    assert np.unique(np.asarray(array_to_rgb(np.full(shape, 32896, np.uint16)))).tolist() == [128]
+    assert np.unique(np.asarray(to_rgb(np.full(shape, 32896, np.uint16)))).tolist() == [128]
 
 
 def test_booleans_are_black_and_white():
-    assert np.asarray(array_to_rgb(np.array([[False, True]]), "mask_image"))[0, :, 0].tolist() == [0, 255]
+    for function in (to_rgb, to_mask):
+        assert np.asarray(function(np.array([[False, True]])).convert("L")).tolist() == [[0, 255]]
 
 
 @pytest.mark.parametrize(
@@ -447,8 +475,23 @@ def test_booleans_are_black_and_white():
     ids=["channels first", "two channels", "one axis", "empty", "int64", "above", "below", "nan", "text"],
 )
 def test_other_arrays_are_refused(array):
-    with pytest.raises(ValueError, match="`image` arrays"):
-        array_to_rgb(array)
+    with pytest.raises(ValueError, match="`image` "):
+        to_rgb(array)
+
+
+def test_transparent_parts_of_a_mask_are_black():
+    image = PIL.Image.new("LA", (2, 1), (200, 255))
+    image.putpixel((1, 0), (200, 0))
+    assert np.asarray(to_mask(image)).tolist() == [[200, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_masks_of_ones_are_white_there(dtype):
+    ones = np.array([[0, 1]], dtype=dtype)
+    for mask in (ones, PIL.Image.fromarray(ones)):
+        assert np.asarray(to_mask(mask)).tolist() == [[0, 255]]
+    if dtype != np.float32:
+        assert np.asarray(to_mask(np.array([[0, 1, 255]], dtype=dtype))).tolist() == [[0, 1, 255]]
 
 
 @settings(max_examples=30)

@@ -213,8 +213,8 @@ def test_gates_that_stayed_shut_are_told_with_the_highest_similarity(pipe, caplo
     prompts, emotions = ["a cat", "two dogs", "a boat"], ["awe", None, "fear"]
     output = guide(pipe, prompt=prompts, emotion=emotions, semantic_threshold=1e6, num_inference_steps=2)
     (record,) = [one for one in caplog.records if "Guidance never started" in one.message]
-    shut = [f"{b} ({max(output.trace[b].similarity):.1f})" for b in (0, 2)]
-    told = (f"images {', '.join(shut)} of 3", "1e+06", "`semantic_threshold`", "`latest_start`")
+    shut = [f"{b} (reached {max(output.trace[b].similarity):.1f})" for b in (0, 2)]
+    told = (f"images {', '.join(shut)}", "`semantic_threshold` is 1e+06", "`latest_start`")
     assert all(word in record.message for word in told), record.message
 
 

@@ -6,6 +6,7 @@ it, and in `ARGUMENTS` with a strategy that makes values near what is right, and
 Of the parent's, `bad_calls` has those that people get wrong and that the parent finds late, deep in some network.
 """
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -138,8 +139,8 @@ def bad_of_parents(pipe: DiffusionPipeline) -> dict[str, list[dict[str, Any]]]:
             both(pipe) | {"negative_prompt_embeds": value}
             for value in (0.0, torch.zeros(16, d), torch.zeros(2, 16, d), torch.zeros(1, 15, d))
         ],
-        "height": [*each("height", 32, 24), *each("height", 33, width=32)],
-        "width": [*each("width", 32), *each("width", 33, height=32)],
+        "height": [*each("height", 33), *each("height", 33, width=32, **EDIT)],
+        "width": [*each("width", 33), *each("width", 33, height=32, **EDIT)],
         "num_inference_steps": [
             *each("num_inference_steps", 0, -1, 2.5, "3", None, True, math.nan, 1000, 1001),
             *each("num_inference_steps", 0, 2.5, 1000, 1001, **EDIT),
@@ -205,10 +206,11 @@ def bad_emotions(pipe: DiffusionPipeline) -> dict[str, list[dict[str, Any]]]:
     tokens += [torch.full((4, d), math.nan), torch.zeros(4, d, dtype=torch.int64), torch.zeros(4, d).numpy()]
     return {
         "emotion": [
-            *each("emotion", "joy", ["awe", "fear"], [], {}, 3, [["awe"]], {"joy": 1.0}, {3: 1.0}, True, object()),
+            *each("emotion", "feer", ["awe", "fear"], [], {}, 3, [["awe"]], {"feer": 1.0}, {3: 1.0}, True, object()),
+            *each("emotion", "", " ", "1", "!"),
             *each("emotion", *({"awe": bad} for bad in (-1.0, math.nan, math.inf, 10**400, "much", True, None))),
             *each("emotion", {"awe": 1e308, "fear": 1e308}, {"awe": 0, "fear": 0}),
-            *each("emotion", ["awe", "joy"], ["awe", "fear", "anger"], [{"awe": 1}, {}], **two),
+            *each("emotion", ["awe", "feer"], ["awe", "fear", "anger"], [{"awe": 1}, {}], **two),
             no_prompt(pipe, rows=2) | {"emotion": ["awe"]},
         ],
         "preset": each("preset", "slow", 1, ["full"], None),
@@ -385,11 +387,19 @@ def is_label(value: Any) -> bool:
     return isinstance(value, str) and value in EMOSET_LABELS
 
 
+def is_word(value: Any) -> bool:
+    """A label whatever its case and spaces, or another word that is no misspelling of one: CLIP is there."""
+    if not isinstance(value, str):
+        return False
+    is_near = difflib.get_close_matches(value.casefold(), EMOSET_LABELS, cutoff=0.75)
+    return "".join(value.casefold().split()) in EMOSET_LABELS or (any(map(str.isalpha, value)) and not is_near)
+
+
 def is_emotion(value: Any) -> bool:
     if not isinstance(value, dict):
-        return is_label(value)
+        return is_word(value)
     weights = value.values()
-    right = all(map(is_label, value)) and all(is_real(weight) and 0 <= weight <= 1e6 for weight in weights)
+    right = all(map(is_word, value)) and all(is_real(weight) and 0 <= weight <= 1e6 for weight in weights)
     return right and any(weight > 0 for weight in weights)
 
 
@@ -458,13 +468,13 @@ def number(low: float, high: float, integer: bool = False, optional: bool = Fals
 
 def setting(part: Any) -> Argument:
     """As the table says; `None` is the preset's."""
-    low = max(part.metadata["low"], np.nextafter(part.metadata["above"], math.inf))
+    low = max(part.metadata["low"], math.nextafter(part.metadata["above"], math.inf))
     return number(low, part.metadata["high"], integer=part.type is not float, optional=True)
 
 
-def simple(near: st.SearchStrategy, is_right: Callable[[Any], bool], **beside: Any) -> Argument:
+def simple(near: st.SearchStrategy, is_right: Callable[[Any], bool], can_run: bool = True, **beside: Any) -> Argument:
     """Where neither depends on the pipeline."""
-    return Argument(lambda pipe: near, lambda pipe, value: is_right(value), lambda pipe, value: beside)
+    return Argument(lambda pipe: near, lambda pipe, value: is_right(value), lambda pipe, value: beside, can_run)
 
 
 def one_or_library(near: st.SearchStrategy) -> st.SearchStrategy:
@@ -480,6 +490,7 @@ ARGUMENTS = {
             or is_emotion(value)
             or (is_list(value) and len(value) == 1 and (value[0] is None or is_emotion(value[0])))
         ),
+        can_run=False,  # words that the tiny tokenizer does not know read alike
     ),
     "preset": simple(
         st.sampled_from(["paper", "full", "fast", ""]),
@@ -489,6 +500,7 @@ ARGUMENTS = {
         lambda pipe: st.dictionaries(TEXTS, one_or_list(TEXTS), max_size=3),
         lambda pipe, value: are_emotion_prompts(value),
         lambda pipe, value: {"emotion": next(iter(value))} if isinstance(value, dict) and value else {},
+        can_run=False,
     ),
     "image": simple(one_or_list(PICTURES | blocks(SHAPES)) | blocks(st.just((1, 3, 8, 8))), are_pictures),
     "mask_image": simple(
@@ -545,9 +557,9 @@ def test_what_is_right_can_be_run(pipe, name, data):
 # ---- what a pipeline or its surroundings lack ----------------------------------------------------------------------
 
 
-def test_an_unknown_emotion_is_told_which_are_known(pipe):
-    with pytest.raises(ValueError, match="'joy'.*'amusement', 'anger', 'awe', 'contentment', 'disgust'"):
-        guide(pipe, emotion="joy")
+def test_a_misspelled_emotion_is_told_what_was_meant(pipe):
+    with no_network(), pytest.raises(ValueError, match="`emotion` 'feer'.*'amusement', 'anger', 'awe'.*'fear'"):
+        guide(pipe, emotion="feer")
 
 
 def test_without_a_classifier_it_says_how_to_get_one():
@@ -601,10 +613,13 @@ def test_schedulers_without_a_noise_level_are_refused(way, name, config):
         WAYS[way](pipe)
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("channels", [8, 9])
-def test_networks_of_other_tasks_are_refused(way, channels):
+def test_networks_of_other_tasks_are_refused(channels):
     """InstructPix2Pix's sees the source beside the latents, an inpainting one the mask too."""
-    pipe = tiny_models.muse_pipeline(unet=tiny_models.unet(in_channels=channels))
-    with no_network(), pytest.raises(ValueError, match=f"`unet`.*{channels}"):
-        WAYS[way](pipe)
+    network, pipe = tiny_models.unet(in_channels=channels), tiny_models.muse_pipeline()
+    with pytest.raises(ValueError, match=f"`unet` takes {channels} channels"):
+        tiny_models.muse_pipeline(unet=network)
+    parent = tiny_models.parent_of(pipe)
+    parent.unet = network
+    with pytest.raises(ValueError, match=f"`unet` takes {channels} channels"):
+        type(pipe).from_pipe(parent)

@@ -68,8 +68,6 @@ def test_upstreams_arguments_are_honoured(pipe, parent, call):
     """While the gate is closed, bit for bit; and they reach the guided call."""
     expected = stock(parent, **CALLS[call])
     assert torch.equal(stock(pipe, **CALLS[call]), expected)
-    if call == "one side":  # refused with an emotion, see `test_inputs.py`
-        return
     assert torch.equal(guide(pipe, semantic_threshold=math.inf, **CALLS[call]).images, expected)
     guided = guide(pipe, **CALLS[call])
     assert guided.images.shape == expected.shape and guided.images.isfinite().all()
