@@ -1,21 +1,80 @@
-"""Scripts in a process of their own: what diffusers loads from a repository's code, a process remembers."""
+"""
+Scripts in a process of their own: what diffusers loads from a repository's code, a process remembers.
 
+Each is a fork of a server that has imported the libraries, which takes seconds, and none of this repository's code.
+"""
+
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 
+SERVER = """
+import json, os, shutil, sys, traceback
+
+import torch, diffusers, transformers
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPImageProcessor, CLIPModel
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, ViTForImageClassification
+
+for line in sys.stdin:
+    request = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(request["folder"])
+        for entry in os.scandir(modules) if os.path.isdir(modules := os.environ["HF_MODULES_CACHE"]) else ():
+            shutil.rmtree(entry) if entry.is_dir() else os.remove(entry)
+        for stream, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.argv, code = ["-c", *request["arguments"]], 1
+        try:
+            exec(compile(request["script"], "<script>", "exec"), {"__name__": "__main__"})
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+_servers: dict[str, subprocess.Popen] = {}  # by their environment; they end with this process, whose pipes they read
+
+
 def run_fresh(script: str, *arguments: str | Path, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     """
     Runs a script in `folder`, in a process that has seen no code of this repository yet. What it fetches from the Hub
-    stays in `folder/hf`; the modules that it makes of what it loads are in a new folder each time.
+    stays in `folder/hf`; the modules that it makes of what it loads are in `folder/modules`, which is empty before.
     """
-    variables = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
-    variables["HF_MODULES_CACHE"] = str(folder / f"modules_{len(list(folder.glob('modules_*')))}")
-    variables.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True)
+    key = json.dumps(environment, sort_keys=True)
+    if key not in _servers:
+        # Read at import: relative, so that each fork has its own
+        caches = {"HF_HOME": "hf", "HF_MODULES_CACHE": "modules", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        variables = {**os.environ, **caches, **environment}
+        for name in ("PYTHONPATH", "HF_HUB_CACHE", "TRANSFORMERS_CACHE"):
+            variables.pop(name, None)
+        _servers[key] = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            env=variables,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+    request = {"script": script, "arguments": [str(one) for one in arguments], "folder": str(folder)}
+    server = _servers[key]
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    code = int(server.stdout.readline())
+    outputs = ((folder / name).read_text(errors="replace") for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess([script, *request["arguments"]], code, *outputs)
 
 
 def check(process: subprocess.CompletedProcess) -> None:

@@ -59,6 +59,10 @@ class LoopbackHub:
         self._server.shutdown()
         self._server.server_close()
 
+    def clear(self) -> None:
+        """Forgets all repositories."""
+        self._repositories.clear()
+
     def push(self, repo_id: str, files: Files, kind: str = "models") -> str:
         """Makes `files` all that a repository has on `main`, and returns the commit."""
         listing = [(path, hashlib.sha1(content).hexdigest()) for path, content in sorted(files.items())]

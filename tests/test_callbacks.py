@@ -5,10 +5,11 @@ import io
 import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
-from tiny_models import generator, guide, stock
+from tiny_models import every_family, generator, guide, parent_of, quiet, stock
 
 
 NAMES = ["latents", "prompt_embeds", "negative_prompt_embeds", "emotion_tokens"]
+NEVER = {"semantic_threshold": float("inf")}
 
 
 def cutoff_class(pipe) -> type:
@@ -25,7 +26,7 @@ def test_a_callback_sees_what_upstreams_sees(pipe, emotion):
     steps = []
 
     def callback(seen_pipe, step, timestep, values):
-        assert seen_pipe is pipe
+        assert seen_pipe is pipe and not torch.is_grad_enabled()
         steps.append((step, int(timestep), {name: tuple(value.shape) for name, value in values.items()}))
         return {}
 
@@ -50,39 +51,81 @@ def test_what_a_callback_returns_is_used_from_then_on(pipe, count_calls, name):
         return values
 
     guide(pipe, max_inner_steps=0, num_inference_steps=2, **calling(callback))
-    (arguments, null), (_, cond) = (call[0] for call in calls.calls[:2])  # the second step's
-    latents, null, cond = arguments[0], null["encoder_hidden_states"], cond["encoder_hidden_states"]
-    value = replaced[name]
-    seen = {
-        "latents": (latents,),
-        "prompt_embeds": (null, cond[:, :16]),
-        "negative_prompt_embeds": (null,),
-        "emotion_tokens": (cond[:, 16:],),
-    }[name]
-    assert torch.equal(torch.cat(seen), value)
+    (arguments, asked), (_, guided) = (call[0] for call in calls.calls)  # the second step's
+    latents, asked, guided = arguments[0], asked["encoder_hidden_states"], guided["encoder_hidden_states"]
+    if name == "negative_prompt_embeds":
+        return  # upstream has it stacked into `prompt_embeds` already, and reads it no more
+    seen = {"latents": latents[:1], "prompt_embeds": asked, "emotion_tokens": guided[:, 16:]}[name]
+    assert torch.equal(seen, replaced[name])
+    assert torch.equal(guided[:, :16], asked[1:])
 
 
+@every_family
 @pytest.mark.parametrize("wrap", [lambda one: one, lambda one: MultiPipelineCallbacks([one])], ids=["one", "multi"])
-@pytest.mark.parametrize("emotion", ["awe", None])
-def test_upstreams_guidance_cutoff_works(pipe, count_calls, wrap, emotion):
+def test_upstreams_guidance_cutoff_works(pipe, count_calls, wrap):
     cutoff = wrap(cutoff_class(pipe)(cutoff_step_ratio=None, cutoff_step_index=0))
     calls = count_calls(pipe.unet)
-    output = guide(pipe, emotion=emotion, max_inner_steps=0, callback_on_step_end=cutoff)
-    rows = [keywords["encoder_hidden_states"].shape[0] for (_, keywords), _ in calls.calls]
-    if emotion is None:
-        assert rows == [2, 1, 1]
-    else:
-        tokens = [keywords["encoder_hidden_states"].shape[1] for (_, keywords), _ in calls.calls]
-        assert rows == [2, 1, 1, 1] and tokens == [16, 20, 20, 20]
-    assert output.images.isfinite().all()
+    for emotion, rows, lengths in (
+        (None, [2, 1, 1], [16] * 3),
+        ("awe", [2, 1, 1, 1, 1, 1], [16, 20] * 3),
+    ):
+        calls.calls.clear()
+        output = guide(pipe, emotion=emotion, max_inner_steps=0, callback_on_step_end=cutoff)
+        shapes = [keywords["encoder_hidden_states"].shape for (_, keywords), _ in calls.calls]
+        assert [shape[0] for shape in shapes] == rows and [shape[1] for shape in shapes] == lengths
+        assert output.images.isfinite().all()
+    expected = stock(parent_of(pipe), callback_on_step_end=cutoff)
+    assert torch.equal(guide(pipe, **NEVER, callback_on_step_end=cutoff).images, expected)
+    assert not torch.equal(expected, stock(pipe))
 
 
-def test_the_cutoff_is_upstreams_while_the_gate_is_closed(pipe):
-    cutoff = cutoff_class(pipe)(cutoff_step_ratio=0.5)
-    expected = stock(pipe, num_inference_steps=4, callback_on_step_end=cutoff)
-    never = guide(pipe, num_inference_steps=4, semantic_threshold=float("inf"), callback_on_step_end=cutoff)
-    assert torch.equal(never.images, expected)
-    assert not torch.equal(expected, stock(pipe, num_inference_steps=4))
+@pytest.mark.parametrize("interval", [1, 4], ids=["guided", "at rest"])
+def test_a_callback_may_turn_guidance_off_and_on(pipe, count_calls, interval):
+    """As those do that guide in an interval of the steps; the null prompt's rows come and go."""
+    whole: dict = {}
+
+    def callback(pipe, step, timestep, values):
+        whole.setdefault("prompt_embeds", values["prompt_embeds"])
+        pipe._guidance_scale = 0.0 if step == 0 else 7.5
+        return {"prompt_embeds": whole["prompt_embeds"][-1:] if step == 0 else whole["prompt_embeds"]}
+
+    names = calling(callback, ["latents", "prompt_embeds"])
+    calls = count_calls(pipe.unet)
+    settings = {"num_inference_steps": 4, "max_inner_steps": 1, "update_interval": interval}
+    output = guide(pipe, **settings, **names)
+    rows = [arguments[0].shape[0] for (arguments, _), _ in calls.calls]
+    assert rows == ([2, 1, 1, 1, 2, 1, 2, 1] if interval == 1 else [2, 1, 1, 2, 2])
+    assert output.images.isfinite().all() and len(output.trace[0].loss) == (4 if interval == 1 else 1)
+    expected = stock(parent_of(pipe), num_inference_steps=4, **names)
+    assert torch.equal(guide(pipe, **settings, **NEVER, **names).images, expected)
+
+
+@pytest.mark.parametrize("others", ["parent", "muse", "muse in an edit"])
+def test_a_callback_may_call_another_pipeline_of_the_same_network(pipe, others):
+    """Each makes what it makes alone; with hooks at the network, one must not take the other's steps for its own."""
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    other = parent_of(pipe)
+    if others != "parent":
+        components = pipe.components | {"scheduler": scheduler}
+        other = quiet(type(pipe)(**components, requires_safety_checker=False))
+    other.scheduler = scheduler
+    image = torch.full((3, 32, 32), 0.3)
+
+    def call(**arguments):
+        if others == "parent":
+            return stock(other, prompt=["two dogs"] * 3)
+        edit = {"image": image} if "edit" in others else {}
+        return guide(other, prompt="two dogs", emotion="fear", num_inference_steps=2, **edit).images
+
+    inner, outer, seen = call(), guide(pipe), []
+
+    def callback(pipe, step, timestep, values):
+        seen.append(call())
+        return {}
+
+    output = guide(pipe, callback_on_step_end=callback)
+    assert len(seen) == 3 and all(torch.equal(one, inner) for one in seen)
+    assert torch.equal(output.images, outer.images) and output.trace == outer.trace
 
 
 @pytest.mark.parametrize("emotion, wanted", [("awe", ["gate=1/1", "inner=6", "p=0."]), (["fear", None], ["gate=1/1"])])
@@ -100,5 +143,12 @@ def test_the_progress_bar_tells_the_state_of_the_loop(pipe, emotion, wanted):
 def test_the_progress_bar_tells_of_closed_gates(pipe):
     screen = io.StringIO()
     pipe.set_progress_bar_config(disable=False, file=screen, mininterval=0, ncols=120)
-    guide(pipe, semantic_threshold=float("inf"))
+    guide(pipe, **NEVER)
     assert "gate=0/1" in screen.getvalue() and "inner" not in screen.getvalue()
+
+
+def test_the_progress_bar_of_an_edit_counts_the_steps_that_are_walked(pipe):
+    screen = io.StringIO()
+    pipe.set_progress_bar_config(disable=False, file=screen, mininterval=0, ncols=120)
+    guide(pipe, image=torch.full((3, 32, 32), 0.3), num_inference_steps=4, strength=0.5, max_inner_steps=0)
+    assert "2/2" in screen.getvalue() and "/4" not in screen.getvalue()

@@ -3,19 +3,17 @@
 import json
 import math
 
+import numpy as np
+import PIL.Image
 import pytest
 import tiny_models
 import torch
+import transformers
 from diffusers import StableDiffusionImg2ImgPipeline
-from tiny_models import STABLE_DIFFUSION, guide, stock
+from tiny_models import guide, stock
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from pipeline_muse import EMOTION_PROMPTS, MIKELS_WHEEL, MusePipeline, PixelSpec
-
-
-@pytest.fixture
-def family():
-    return STABLE_DIFFUSION
 
 
 def vit(**config) -> ViTForImageClassification:
@@ -56,34 +54,56 @@ def test_a_stock_classifier_guides_with_its_own_image_processor(pipe):
     assert trace.loss[0][-1] < trace.loss[0][0]
 
 
-def test_pixels_are_prepared_as_its_image_processor_prepares_them(pipe):
-    """Up to PIL's rounding to eight bits, and its kernel."""
-    pipe.load_emotion_classifier(vit(), processor())
-    smooth = (
-        torch.linspace(0, 1, 32)[:, None] * torch.linspace(0.2, 1, 48) * torch.tensor([1, 0.5, 0.8])[:, None, None]
-    )
-    image = (smooth * 255).round().to(torch.uint8)
-    expected = processor()(images=image.permute(1, 2, 0).numpy(), return_tensors="pt").pixel_values
-    pixels = PixelSpec.from_classifier(pipe.emotion_classifier).prepare(image[None] / 127.5 - 1)
-    torch.testing.assert_close(pixels, expected, rtol=0, atol=0.02)
+SMALL_VIT, SMALL_CLIP = {"size": {"height": 24, "width": 16}}, {"size": {"shortest_edge": 40}, "crop_size": 24}
+PROCESSORS = [
+    *((name, {}) for name in ("ViT", "CLIP", "ConvNext", "DeiT", "EfficientNet", "Levit", "Perceiver", "PoolFormer")),
+    *((name, {}) for name in ("MobileNetV1", "Siglip")),
+    ("MobileViT", {"size": {"shortest_edge": 288}, "crop_size": 256}),  # blue comes first
+    ("ViT", SMALL_VIT),
+    *(
+        ("ViT", SMALL_VIT | one)
+        for one in ({"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 128})
+    ),
+    ("CLIP", SMALL_CLIP),
+]
+UNSUITED = [
+    ("ViT", {"do_resize": False}),
+    ("CLIP", {"do_center_crop": False}),
+    ("MobileViT", {"size": {"shortest_edge": 224}, "crop_size": 256}),  # pads
+    ("ImageGPT", {}),
+    ("Siglip2", {}),
+]
 
 
-@pytest.mark.parametrize(
-    "sizes, expected",
-    [
-        ({"size": {"height": 24, "width": 24}}, 24),
-        ({"size": {"shortest_edge": 40}, "crop_size": {"height": 24, "width": 24}}, 24),
-        ({"size": {"shortest_edge": 24}}, 24),
-    ],
-    ids=["size", "crop", "shortest edge"],
-)
-def test_the_size_is_that_of_the_pixels_the_model_sees(pipe, sizes, expected):
-    class Processor:
-        size, crop_size = sizes["size"], sizes.get("crop_size")
-        image_mean, image_std = (0.5,) * 3, (0.5,) * 3
+def processor_of(name: str, config: dict):
+    """A processor that needs no torchvision."""
+    made = getattr(transformers, f"{name}ImageProcessorPil", None) or getattr(transformers, f"{name}ImageProcessor")
+    return made(**config)
 
-    pipe.load_emotion_classifier(vit(), Processor())
-    assert PixelSpec.from_classifier(pipe.emotion_classifier) == PixelSpec((24, 24), (0.5,) * 3, (0.5,) * 3)
+
+@pytest.mark.parametrize("name, config", PROCESSORS, ids=str)
+def test_pixels_are_prepared_as_image_processors_of_transformers_prepare_them(pipe, name, config):
+    """Up to PIL's rounding to eight bits; also of pictures that are no squares."""
+    given, classifier = processor_of(name, config), vit()
+    pipe.load_emotion_classifier(classifier, given)
+    spec = PixelSpec.from_classifier(classifier)
+    assert spec == PixelSpec.from_processor(given)
+    colors = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    picture = PIL.Image.fromarray(colors).resize((120, 80), PIL.Image.Resampling.BICUBIC)
+    for image in (picture, picture.crop((0, 0, 80, 80)), picture.rotate(90, expand=True)):
+        expected = torch.from_numpy(np.array(given(image, return_tensors="np")["pixel_values"][0]))
+        pixels = spec.prepare(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1)[0]
+        assert pixels.shape == expected.shape
+        error = (pixels - expected).abs().mean(dim=(1, 2)) * torch.tensor(spec.std)
+        assert error.max() < 0.01, error
+
+
+@pytest.mark.parametrize("name, config", UNSUITED, ids=str)
+def test_image_processors_that_do_more_are_refused(pipe, name, config):
+    before = pipe.emotion_classifier
+    with pytest.raises(ValueError, match=f"`image_processor` {name}"):
+        pipe.load_emotion_classifier(vit(), processor_of(name, config))
+    assert pipe.emotion_classifier is before
 
 
 def test_a_classifier_whose_config_has_it_all_needs_no_processor(pipe):
@@ -144,13 +164,36 @@ def test_revisions_are_for_names_only(pipe):
         pipe.load_emotion_classifier(tiny_models.emotion_classifier(), revision="main")
 
 
-def test_pixels_may_be_no_square(pipe):
-    class Processor:
-        size = {"height": 24, "width": 16}
-        image_mean, image_std = (0.5,) * 3, (0.5,) * 3
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"num_labels": 1}, "one of several labels"),
+        ({"problem_type": "multi_label_classification"}, "multi_label_classification"),
+        ({"problem_type": "regression"}, "regression"),
+    ],
+)
+def test_models_that_are_no_classifiers_are_refused(config, message):
+    config = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **config}
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = ViTForImageClassification(ViTConfig(**small, image_size=32, patch_size=16, **config)).eval()
+    pipe = tiny_models.muse_pipeline(emotion_classifier=model)
+    for call in (lambda: guide(pipe, emotion="LABEL_0"), lambda: pipe.load_emotion_classifier(model)):
+        with pytest.raises(ValueError, match=f"`emotion_classifier` .*{message}"):
+            call()
 
-    pipe.load_emotion_classifier(vit(), Processor())
-    assert PixelSpec.from_classifier(pipe.emotion_classifier).prepare(torch.zeros(1, 3, 32, 32)).shape[2:] == (24, 16)
+
+def test_probabilities_in_place_of_logits_are_refused(pipe):
+    """Their cross-entropy would be that of a classifier which is sure of nothing."""
+
+    def soften(module, arguments, output):
+        output.logits = output.logits.softmax(dim=-1)
+        return output
+
+    handle = pipe.emotion_classifier.register_forward_hook(soften)
+    with pytest.raises(ValueError, match="`emotion_classifier` has to return logits"):
+        guide(pipe)
+    handle.remove()
+    assert guide(pipe).trace[0].inner_steps > 0
 
 
 # ---- no classifier at hand -----------------------------------------------------------------------------------------
@@ -164,32 +207,27 @@ def zero_shot() -> MusePipeline:
 OWN = {"cozy": "a cozy picture", "eerie": ["an eerie picture", "a strange place"], "dull": "a dull picture"}
 
 
-def clip_logits(pipe, image: torch.Tensor, texts: list[str]) -> torch.Tensor:
-    """CLIP's own logits, each text by itself."""
-    tokens = pipe.tokenizer(texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
-    pixels = PixelSpec.from_clip(pipe.clip_model).prepare(image)
-    with torch.no_grad():
-        return pipe.clip_model(**tokens, pixel_values=pixels).logits_per_image
+@torch.no_grad()
+def clip_probabilities(pipe, image: torch.Tensor, labels: list[list[str]]) -> torch.Tensor:
+    """What CLIP makes of an image, by hand: texts of one label are averaged on the unit sphere."""
+    pixels, rows = PixelSpec.from_clip(pipe.clip_model).prepare(image), []
+    for texts in labels:
+        tokens = pipe.tokenizer(texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+        output = pipe.clip_model(**tokens, pixel_values=pixels)
+        mean = output.text_embeds.mean(dim=0)
+        rows.append(pipe.clip_model.logit_scale.exp() * output.image_embeds @ (mean / mean.norm()))
+        if len(texts) == 1:
+            torch.testing.assert_close(rows[-1], output.logits_per_image[:, 0])
+    return torch.stack(rows, dim=-1).softmax(dim=-1)
 
 
-def test_one_prompt_per_label_gives_clips_own_logits(zero_shot):
-    prompts = {label: [f"a {label} picture"] for label in ("cozy", "eerie", "dull")}
-    image = torch.rand(2, 3, 40, 32, generator=tiny_models.generator()) * 2 - 1
-    with torch.no_grad():
-        logits = zero_shot._zero_shot_classifier(prompts)(image)
-    torch.testing.assert_close(logits, clip_logits(zero_shot, image, [text for (text,) in prompts.values()]))
-
-
-def test_several_prompts_are_averaged_on_the_unit_sphere(zero_shot):
-    image = torch.rand(1, 3, 32, 32, generator=tiny_models.generator()) * 2 - 1
-    texts = ["an eerie picture", "a strange place"]
-    tokens = zero_shot.tokenizer(texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
-    with torch.no_grad():
-        logits = zero_shot._zero_shot_classifier({"cozy": ["a cozy picture"], "eerie": texts})(image)
-        output = zero_shot.clip_model(**tokens, pixel_values=PixelSpec.from_clip(zero_shot.clip_model).prepare(image))
-    mean = output.text_embeds.mean(dim=0)
-    expected = zero_shot.clip_model.logit_scale.exp() * output.image_embeds @ (mean / mean.norm())
-    torch.testing.assert_close(logits[:, 1], expected.detach())
+def test_clip_classifies_as_it_does(zero_shot, count_calls):
+    """The preview that it is shown, by its own scale and cosines."""
+    decoder = count_calls(zero_shot.vae.decoder)
+    trace = guide(zero_shot, emotion="eerie", emotion_prompts=OWN, num_inference_steps=1, max_inner_steps=0).trace[0]
+    texts = [[one] if isinstance(one, str) else one for one in OWN.values()]
+    expected = clip_probabilities(zero_shot, decoder.calls[-1][1], texts)
+    torch.testing.assert_close(torch.tensor(trace.probabilities[0]), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_classifier_clip_guides_towards_the_eight_emotions(zero_shot):
@@ -197,8 +235,43 @@ def test_without_a_classifier_clip_guides_towards_the_eight_emotions(zero_shot):
     trace = guide(zero_shot, emotion="awe", emotion_learning_rate=0.1, max_inner_steps=4).trace[0]
     assert trace.labels == list(EMOTION_PROMPTS)
     assert trace.loss[0][0] > trace.loss[0][-1]
-    with pytest.raises(ValueError, match="`emotion` 'cozy'"):
-        guide(zero_shot, emotion="cozy")
+
+
+@pytest.mark.parametrize("has_classifier", [True, False])
+def test_any_other_word_is_left_to_clip(has_classifier, count_calls):
+    """Which tells it from the labels and "neutral"; where all words are labels, the classifier is asked."""
+    pipe = tiny_models.muse_pipeline(**({} if has_classifier else {"emotion_classifier": None}))
+    judge = count_calls(pipe.emotion_classifier) if has_classifier else []
+    settings = {"num_inference_steps": 2, "emotion_learning_rate": 0.1}
+    for emotion, words in (("cozy", ["cozy"]), ({"cozy": 1, "Awe": 3}, ["cozy"]), ("neutral", ["neutral"])):
+        trace = guide(pipe, emotion=emotion, **settings).trace[0]
+        assert trace.labels == [*pipe.emotion_labels, *dict.fromkeys([*words, "neutral"])]
+        assert trace.loss[0][-1] < trace.loss[0][0] and len(judge) == 0
+    assert trace.emotion == {"neutral": 1.0}
+    traces = guide(pipe, emotion=["dull", "fear"], prompt=["a cat"] * 2, **settings).trace
+    assert [list(one.emotion) for one in traces] == [["dull"], ["fear"]] and len(judge) == 0
+    assert guide(pipe, emotion=" FEAR").trace[0].labels == pipe.emotion_labels
+    assert len(judge) > 0 or not has_classifier
+
+
+@pytest.mark.parametrize(
+    "emotion, word", [("Neutral", "neutral"), ({"Cozy": 1, "cozy": 1}, "cozy"), (["Cozy", " cozy"], "cozy")], ids=str
+)
+def test_other_words_are_the_same_whatever_their_case_and_spaces(pipe, emotion, word):
+    prompts = ["a cat"] * 2 if isinstance(emotion, list) else "a cat"
+    for trace in guide(pipe, emotion=emotion, prompt=prompts, num_inference_steps=1).trace:
+        assert [label.strip().lower() for label in trace.emotion] == [word]
+
+
+def test_without_clip_other_words_are_refused():
+    pipe = tiny_models.muse_pipeline(clip_model=None)
+    with pytest.raises(ValueError, match="`emotion` 'cozy'.*'awe'.*`clip_model`"):
+        guide(pipe, emotion="cozy")
+
+
+def test_prompts_that_read_alike_are_refused(pipe):
+    with pytest.raises(ValueError, match="`emotion_prompts` of 'calm' and 'cozy' read alike"):
+        guide(pipe, emotion="calm", emotion_prompts={"calm": "a picture", "dull": "dull", "cozy": "a  PICTURE"})
 
 
 @pytest.mark.parametrize("has_classifier", [True, False])

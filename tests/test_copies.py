@@ -1,104 +1,65 @@
-"""`pipeline_muse_xl.py` repeats what it shares with `pipeline_muse.py`, and nothing else is written twice."""
+"""The method stands in both pipeline files, the same to the byte; what tells so, and what tells how large they are."""
 
-import ast
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import fix_copies
 import pytest
-from fix_copies import fixed, marked, pieces, rename
+from fix_copies import END, START, region
+from tiny_models import REPOSITORY
 
 
 ORIGINAL, COPY = (path.read_text(encoding="utf-8") for path in (fix_copies.ORIGINAL, fix_copies.COPY))
 
-# What differs, and only that: conditioning, decoding, defaults.
-DIFFERENT = {
-    "MusePipelineOutput",
-    "MusePipeline",
-    "MusePipeline.model_cpu_offload_seq",
-    "MusePipeline._callback_tensor_inputs",
-    "MusePipeline.presets",
-    "MusePipeline.__init__",
-    "MusePipeline._default_size",
-    "MusePipeline._scale_latents",
-    "MusePipeline._unscale_latents",
-    "MusePipeline._decode_output",
-    "MusePipeline._encode_conditioning",
-    "MusePipeline._check_conditioning",
-    "MusePipeline._most_clip_skip",
-    "MusePipeline.invert",
-    "MusePipeline.__call__",
-}
-ONLY_XL = {"latents_statistics", "upcast", "MuseXLPipelineOutput", "MuseXLPipeline"}
-ONLY_XL |= {"MuseXLPipeline._time_ids"}
+
+def test_the_method_is_the_same_to_the_byte_in_both_files():
+    assert region(ORIGINAL) == region(COPY)
+    assert len(region(COPY)) > len(COPY) / 2, "else most of it is something else"
+    for name in ("class Guide:", "class MuseMixin(", "class GuidanceSettings:", "def muse_loss("):
+        assert COPY.count(f"\n{name}") == region(COPY).count(f"\n{name}") == 1
 
 
-def syntax(node: ast.stmt, replacements: str | None = None) -> str:
-    return ast.dump(ast.parse(rename(ast.unparse(node), replacements)))
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """Both files and the scripts, to be changed."""
+    shutil.copytree(REPOSITORY / "utils", tmp_path / "utils")
+    for path in (fix_copies.ORIGINAL, fix_copies.COPY):
+        shutil.copy(path, tmp_path)
+    return tmp_path
 
 
-def test_every_copy_has_the_syntax_of_its_original():
-    originals = pieces(ORIGINAL)
-    copies = list(marked(COPY))
-    assert len(copies) > 80
-    for piece, name, replacements in copies:
-        assert syntax(piece.node) == syntax(originals[name].node, replacements), name
-        assert piece.name == rename(name, "MusePipeline->MuseXLPipeline")
+def run(clone: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(clone / "utils" / script), *arguments]
+    return subprocess.run(command, cwd=clone.parent, capture_output=True, text=True)
 
 
-def test_what_is_not_marked_is_what_differs():
-    """Methods of a class that is copied whole are in its copy."""
-    originals = {piece.name for piece in pieces(ORIGINAL).values()}
-    names = {name for _, name, _ in marked(COPY)}
-    whole = {name for name in originals if name.partition(".")[0] in names}
-    assert originals - names - whole - {"logger"} == DIFFERENT
-    ours = {piece.name for piece in pieces(COPY).values()} - {piece.name for piece, _, _ in marked(COPY)}
-    whole = {name for name in ours if name.partition(".")[0] in names}
-    renamed = {name.replace("MusePipeline", "MuseXLPipeline") for name in DIFFERENT}
-    assert ours - whole - renamed - {"logger"} == ONLY_XL - renamed
+def test_a_change_of_either_file_is_told_and_mended(clone):
+    """What stands outside of the region stays as it is."""
+    copy = clone / fix_copies.COPY.name
+    assert run(clone, "fix_copies.py", "--check").returncode == 0
+    for change in ("START_JITTER = 0.2", "START_JITTER = 0.1  # and more"):
+        broken = COPY.replace("START_JITTER = 0.1", change).replace("import math\n", "import math  # mine\n")
+        assert region(broken) != region(COPY)
+        copy.write_text(broken, encoding="utf-8")
+        checked = run(clone, "fix_copies.py", "--check")
+        assert checked.returncode == 1 and "make fix-copies" in checked.stderr
+        assert copy.read_text(encoding="utf-8") == broken, "to check is not to write"
+        assert run(clone, "fix_copies.py").returncode == 0
+        assert copy.read_text(encoding="utf-8") == COPY.replace("import math\n", "import math  # mine\n")
 
 
-def test_what_differs_does_differ():
-    originals, copies = pieces(ORIGINAL), pieces(COPY)
-    replacements = "MusePipeline->MuseXLPipeline, StableDiffusionPipeline->StableDiffusionXLPipeline"
-    for name in DIFFERENT:
-        copy = copies[name.replace("MusePipeline", "MuseXLPipeline")]
-        assert syntax(copy.node) != syntax(originals[name].node, replacements), name
+@pytest.mark.parametrize("broken", ["", START, END, END + START, START + END + END], ids=repr)
+def test_marks_that_are_missing_or_stand_twice_are_reported(broken):
+    with pytest.raises(ValueError, match="each once"):
+        region(f"import math\n{broken}\n")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda text: text.replace("cross_entropy).sum(dim=-1)", "cross_entropy).mean(dim=-1)"),
-        lambda text: text.replace("START_JITTER = 0.1", "START_JITTER = 0.2"),
-        lambda text: text.replace("    best: dict[int, Iterate]", "    # and more\n    best: dict[int, Iterate]"),
-    ],
-    ids=["function", "constant", "comment"],
-)
-def test_fixing_writes_the_copies_anew(change):
-    assert fixed(COPY, ORIGINAL) == COPY
-    broken = change(COPY)
-    assert broken != COPY and fixed(broken, ORIGINAL) == COPY
-
-
-def test_names_are_replaced_as_the_mark_says():
-    original = "class A:\n    def f(self) -> 'A':\n        return A(AB, BA)\n"
-    copy = "class B:\n    # Copied from pipeline_muse.A.f with A->B\n    def f(self):\n        pass\n"
-    assert fixed(copy, original) == copy.replace("(self):\n        pass", "(self) -> 'B':\n        return B(BB, BA)")
-
-
-@pytest.mark.parametrize(
-    "copy, message",
-    [
-        ("# Copied from pipeline_muse.g\ndef g(): pass\n", "no 'g'"),
-        ("# Copied from pipeline_muse.f\n\ndef f(): pass\n", "Line 1"),
-    ],
-)
-def test_marks_that_lead_nowhere_are_reported(copy, message):
-    with pytest.raises(ValueError, match=message):
-        fixed(copy, "def f(): pass\n")
-
-
-def test_the_check_passes_from_the_command_line():
-    command = [sys.executable, fix_copies.__file__, "--check"]
-    assert subprocess.run(command, capture_output=True).returncode == 0
+def test_the_figures_are_printed_for_both_files(clone):
+    process = run(clone, "figures.py")
+    assert process.returncode == 0, process.stderr
+    title, *rows = process.stdout.splitlines()
+    assert title.split() == [fix_copies.ORIGINAL.name, fix_copies.COPY.name]
+    lines = next(row for row in rows if row.startswith("code lines")).split()[-2:]
+    assert all(100 < int(number) < 2000 for number in lines)

@@ -5,7 +5,7 @@ import math
 import pytest
 import tiny_models
 import torch
-from tiny_models import generator, guide, only_stable_diffusion, stock
+from tiny_models import generator, guide, stock
 
 from pipeline_muse import PixelSpec
 
@@ -51,7 +51,6 @@ def test_infinity_needs_no_clip():
     assert guide(pipe, semantic_threshold=0).trace[0].gate_step == 0
 
 
-@only_stable_diffusion  # `rising`
 def test_it_opens_at_the_first_step_that_reaches_the_threshold(rising):
     values = similarities(rising)[0]
     step, threshold = between(values)
@@ -66,7 +65,6 @@ def test_reaching_the_threshold_exactly_is_enough(pipe):
     assert guide(pipe, semantic_threshold=first, num_inference_steps=4).trace[0].gate_step == 0
 
 
-@only_stable_diffusion  # `rising`
 def test_it_latches(rising):
     """From the opening on every step is guided, though the previews fall below the threshold again."""
     values = similarities(rising)[0]
@@ -75,7 +73,6 @@ def test_it_latches(rising):
     assert len(guide(rising, semantic_threshold=threshold, num_inference_steps=4).trace[0].loss) == 4 - step
 
 
-@only_stable_diffusion  # `rising`
 def test_the_threshold_comes_from_the_config_unless_the_call_names_one(rising):
     step, threshold = between(similarities(rising)[0])
     rising.register_to_config(semantic_threshold=threshold)
@@ -116,12 +113,10 @@ def test_similarity_is_that_of_the_preview_and_the_prompt(pipe, count_calls):
     assert similarity == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_scale_comes_from_clip_unless_the_call_names_one(pipe):
-    scale = pipe.clip_model.logit_scale.exp().item()
-    own, named = similarities(pipe)[0], similarities(pipe, similarity_scale=100.0)[0]
-    assert named == pytest.approx([value / scale * 100 for value in own], rel=1e-4)
+def test_the_scale_is_clips_own(pipe):
+    scale, own = pipe.clip_model.logit_scale.exp().item(), similarities(pipe)[0]
     pipe.clip_model.logit_scale.data.fill_(math.log(100))
-    assert similarities(pipe)[0] == pytest.approx(named, rel=1e-4)
+    assert similarities(pipe)[0] == pytest.approx([value / scale * 100 for value in own], rel=1e-4)
 
 
 def test_the_gate_may_be_asked_about_another_text(pipe):
@@ -142,7 +137,6 @@ def test_an_emotion_without_a_prompt_asks_about_its_prompt(pipe):
     assert torch.equal(implied.images, stock(pipe, prompt="an image of awe"))
 
 
-@only_stable_diffusion  # `rising`
 def test_the_inherent_emotion_is_that_of_the_step_before(rising, count_calls):
     step, threshold = between(similarities(rising)[0])
     previews, classified = count_calls(rising.clip_model), count_calls(rising.emotion_classifier)
@@ -171,3 +165,62 @@ def test_previews_come_from_the_preview_vae_if_there_is_one(count_calls):
     guide(pipe, num_inference_steps=1, max_inner_steps=2)
     assert len(decoder) == 1 + 3, "one preview and three evaluations of the inner loop"
     assert len(big) == 0, "latents were asked for"
+
+
+# ---- gates that stay shut ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "latest, interval, opened", [(0.0, 1, 0), (0.5, 1, 2), (0.3, 1, 2), (0.5, 3, 3), (1.0, 1, None)]
+)
+def test_late_enough_it_opens_whatever_the_similarity(pipe, latest, interval, opened):
+    """At the first look from that share of the four steps on; the similarity is told nevertheless."""
+    trace = guide(
+        pipe,
+        num_inference_steps=4,
+        semantic_threshold=1e6,
+        latest_start=latest,
+        update_interval=interval,
+        max_inner_steps=0,
+    ).trace[0]
+    assert trace.gate_step == opened
+    looks = range(0, 4 if opened is None else opened + 1, interval)
+    assert len(trace.similarity) == len(looks)
+    assert len(trace.loss) == (0 if opened is None else len(range(opened, 4, interval)))
+
+
+def test_whoever_starts_late_needs_no_clip():
+    pipe = tiny_models.muse_pipeline(clip_model=None)
+    trace = guide(pipe, semantic_threshold=18.0, latest_start=0.5, num_inference_steps=2, max_inner_steps=0).trace[0]
+    assert (trace.gate_step, trace.similarity) == (1, [])
+    assert trace.inherent_emotion in trace.labels
+
+
+def test_the_inherent_emotion_of_a_late_start_is_that_of_the_step_before(pipe, count_calls):
+    """Also where no similarity is asked for, so that the look before has to be remembered."""
+    classified = count_calls(pipe.emotion_classifier)
+    decoded = count_calls(pipe.vae.post_quant_conv)
+    settings = {"semantic_threshold": 1e6, "num_inference_steps": 2, "max_inner_steps": 0, "latest_start": 0.5}
+    guide(pipe, **settings)
+    asked = classified.calls[0][0][1]["pixel_values"]
+    with torch.no_grad():
+        (before,), _ = decoded.calls[0][0]
+        image = pipe.vae.decoder(pipe.vae.post_quant_conv(before))
+    torch.testing.assert_close(asked, PixelSpec.from_classifier(pipe.emotion_classifier).prepare(image))
+
+
+def test_gates_that_stayed_shut_are_told_with_the_highest_similarity(pipe, caplog):
+    prompts, emotions = ["a cat", "two dogs", "a boat"], ["awe", None, "fear"]
+    output = guide(pipe, prompt=prompts, emotion=emotions, semantic_threshold=1e6, num_inference_steps=2)
+    (record,) = [one for one in caplog.records if "Guidance never started" in one.message]
+    shut = [f"{b} (reached {max(output.trace[b].similarity):.1f})" for b in (0, 2)]
+    told = (f"images {', '.join(shut)}", "`semantic_threshold` is 1e+06", "`latest_start`")
+    assert all(word in record.message for word in told), record.message
+
+
+@pytest.mark.parametrize(
+    "settings", [{"semantic_threshold": 0}, {"semantic_threshold": math.inf}, {"emotion": [None]}]
+)
+def test_nothing_is_told_where_the_gate_opened_or_was_never_to(pipe, caplog, settings):
+    guide(pipe, **{"num_inference_steps": 1, "max_inner_steps": 0, "semantic_threshold": 1e6, **settings})
+    assert "never started" not in caplog.text

@@ -2,20 +2,21 @@
 
 import functools
 import math
+import threading
 
 import diffusers
 import pytest
 import tiny_models
 import torch
+from diffusers.hooks import apply_layerwise_casting
 from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
-from tiny_models import FAMILIES, STABLE_DIFFUSION_XL, generator, guide
+from tiny_models import STABLE_DIFFUSION_XL, every_family, generator, guide, quiet
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipeline_muse import FLOAT16_LOSS_SCALE
 
 
 MODULES = ["unet", "vae", "preview_vae", "clip_model", "emotion_classifier", "text_encoder"]
-every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.pipeline_class.__name__)
 
 
 @pytest.fixture
@@ -44,7 +45,10 @@ def state_of(pipe) -> dict:
         state[f"{name} training"] = [part.training for part in module.modules()]
         state[f"{name} checkpointing"] = [getattr(part, "gradient_checkpointing", None) for part in module.modules()]
         state[f"{name} sum"] = [float(weight.detach().double().sum()) for weight in module.parameters()]
-        state[f"{name} hooks"] = [len(part._forward_hooks) for part in module.modules()]
+        state[f"{name} hooks"] = [
+            [list(hooks) for hooks in (part._forward_hooks, part._forward_pre_hooks, part._forward_hooks_with_kwargs)]
+            for part in module.modules()
+        ]
     return state
 
 
@@ -72,7 +76,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 # ---- weights that require grad -------------------------------------------------------------------------------------
 
 CALLS = {
-    "guided": {"gradient_checkpointing": True},
+    "guided": {},
     "closed": {"semantic_threshold": math.inf},
     "stock": {"emotion": None},
     "edit": {"image": torch.full((3, 32, 32), 0.3)},
@@ -80,13 +84,13 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
-def test_weights_that_require_grad_are_as_before_after_a_normal_end(odd, call, grad):
-    with torch.set_grad_enabled(grad):
-        before = state_of(odd)
-        guide(odd, **CALLS[call])
-        assert state_of(odd) == before
+def test_weights_that_require_grad_are_as_before_after_a_normal_end(odd):
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            before = state_of(odd)
+            for call in CALLS.values():
+                guide(odd, **call, num_inference_steps=2, max_inner_steps=1)
+                assert state_of(odd) == before, call
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "interrupt"])
@@ -103,9 +107,7 @@ def test_weights_that_require_grad_are_as_before_after_an_end_with_terror(odd, w
         if output.logits.requires_grad:
             output.logits.register_hook(fail)
 
-    arguments = {"gradient_checkpointing": True}
-    if where == "callback":
-        arguments["callback_on_step_end"] = fail
+    arguments = {"callback_on_step_end": fail} if where == "callback" else {}
     hooks = []
     if where != "callback":
         hook = fail if where == "classifier" else fail_backwards
@@ -148,7 +150,9 @@ def test_activation_memory_is_saved_in_evaluation_mode_only():
     training = []
     handle = register_module_forward_pre_hook(lambda module, arguments: training.append(module.training))
     try:
-        output = guide(pipe, gradient_checkpointing=True, semantic_threshold=0)
+        pipe.unet.enable_gradient_checkpointing()
+        pipe.vae.enable_gradient_checkpointing()
+        output = guide(pipe)
     finally:
         handle.remove()
     assert training and not any(training)
@@ -157,12 +161,16 @@ def test_activation_memory_is_saved_in_evaluation_mode_only():
 
 @pytest.mark.parametrize("decoder", ["vae", "preview_vae"])
 def test_activation_memory_is_saved_by_checkpointing_which_changes_nothing(decoder):
-    preview_vae = tiny_models.preview_vae() if decoder == "preview_vae" else None
-    pipes = [tiny_models.muse_pipeline(preview_vae=preview_vae) for _ in range(2)]
-    expected, output = guide(pipes[0]), guide(pipes[1], gradient_checkpointing=True)
+    """diffusers' own switches; as only the inner loop has gradients, they act there alone."""
+    pipe = tiny_models.muse_pipeline(preview_vae=tiny_models.preview_vae() if decoder == "preview_vae" else None)
+    expected, most = guide(pipe), saved_bytes(pipe)
+    pipe.unet.enable_gradient_checkpointing()
+    getattr(pipe, decoder).enable_gradient_checkpointing()
+    output = guide(pipe)
     torch.testing.assert_close(output.emotion_tokens, expected.emotion_tokens, rtol=0, atol=1e-4)
     torch.testing.assert_close(output.images, expected.images, rtol=0, atol=1e-3)
-    assert saved_bytes(pipes[1], gradient_checkpointing=True) < 0.6 * saved_bytes(pipes[0])
+    assert saved_bytes(pipe) < 0.6 * most
+    assert pipe.unet.is_gradient_checkpointing and getattr(pipe, decoder).is_gradient_checkpointing
 
 
 def saved_bytes(pipe, **arguments) -> int:
@@ -180,44 +188,52 @@ def saved_bytes(pipe, **arguments) -> int:
     return max(graphs)
 
 
-def test_activation_memory_is_saved_in_the_inner_loop_only():
-    pipe = tiny_models.muse_pipeline()
-    pipe.vae.enable_gradient_checkpointing()
-    modes, length = set(), pipe.tokenizer.model_max_length
-    pipe.unet.register_forward_hook(
-        lambda module, _, keywords, __: modes.add(
-            (keywords["encoder_hidden_states"].shape[1] > length, module.is_gradient_checkpointing)
-        ),
-        with_kwargs=True,
-    )
-    guide(pipe, gradient_checkpointing=True)
-    assert modes == {(False, False), (True, True)}
-    assert not pipe.unet.is_gradient_checkpointing and pipe.vae.is_gradient_checkpointing
-
-
 # ---- casting a module between forward and backward -----------------------------------------------------------------
 
 
 @every_family
-def test_casting_a_module_between_forward_and_backward_never_happens(family, monkeypatch):
-    """The VAE of SDXL, which overflows in float16, is in float32 from before the first pass until after the last."""
-    events, apply = [], torch.nn.Module._apply
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_casting_a_module_between_forward_and_backward_never_happens(family, monkeypatch, checkpointing):
+    """
+    The VAE of SDXL, which overflows in float16, goes to float32 and back around the guidance of each step: before its
+    first pass with gradients and after its last backward one.
+    """
+    events, apply, grad = [], torch.nn.Module._apply, torch.autograd.grad
 
-    def record(module, *arguments, **keywords):
-        events.append("cast")
-        return apply(module, *arguments, **keywords)
+    def record(kind, function):
+        def recorded(*arguments, **keywords):
+            if events[-1:] != [kind] or kind != "cast":  # one of a module is one of each of its parts
+                events.append(kind)
+            return function(*arguments, **keywords)
+
+        return recorded
 
     pipe = tiny_models.muse_pipeline(family)
-    dtype = torch.float16 if family is STABLE_DIFFUSION_XL else torch.float32
-    pipe.to(dtype)
-    monkeypatch.setattr(torch.nn.Module, "_apply", record)
-    pipe.unet.register_forward_hook(lambda *_: events.append("pass"))
-    pipe.vae.decoder.register_forward_hook(lambda module, _, image: events.append(image.dtype))
-    guide(pipe, image=torch.full((3, 32, 32), 0.3), num_inference_steps=2)
-    last = len(events) - events[::-1].index("pass")
-    assert events[events.index("pass") : last].count("cast") == 0
-    assert set(events) - {"pass", "cast"} == {torch.float32}
-    assert pipe.vae.dtype == dtype
+    is_half = family is STABLE_DIFFUSION_XL
+    pipe.to(torch.float16 if is_half else torch.float32)
+    if checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+        pipe.vae.enable_gradient_checkpointing()
+    monkeypatch.setattr(torch.nn.Module, "_apply", record("cast", apply))
+    monkeypatch.setattr(torch.autograd, "grad", record("backward", grad))
+    pipe.unet.register_forward_hook(
+        lambda _, __, answer: events.append("forward" if answer[0].requires_grad else "asked")
+    )
+    dtypes = set()
+    pipe.vae.decoder.register_forward_hook(lambda module, _, image: dtypes.add(image.dtype))
+    guide(pipe, image=torch.full((3, 32, 32), 0.3), num_inference_steps=2, output_type="latent")
+    cast = ["cast"] if is_half else []
+    step = ["asked", *cast, *["forward", "backward"] * 2, "asked", *cast]
+    assert events == [*cast, *cast[:0], *(["asked"] * 2), *step * 2], "inversion and two guided steps"
+    assert dtypes == {torch.float32}
+    assert pipe.vae.dtype == (torch.float16 if is_half else torch.float32)
+
+
+def test_casting_a_module_is_spared_where_tokens_rest(monkeypatch):
+    pipe, dtypes = tiny_models.muse_pipeline(STABLE_DIFFUSION_XL).to(torch.float16), []
+    pipe.unet.register_forward_hook(lambda *_: dtypes.append(pipe.vae.dtype))
+    guide(pipe, num_inference_steps=3, update_interval=3, max_inner_steps=1)
+    assert dtypes == [torch.float16, torch.float32, torch.float16, torch.float16], "asked, guided, at rest"
 
 
 # ---- scheduler.step in the inner loop ------------------------------------------------------------------------------
@@ -290,6 +306,45 @@ def test_inference_mode_around_the_loading_of_weights_is_refused():
         pipe = tiny_models.muse_pipeline()
     with pytest.raises(ValueError, match="inference_mode"):
         guide(pipe)
+
+
+# ---- networks that pass no gradient on -----------------------------------------------------------------------------
+
+
+def detaching(module: torch.nn.Module) -> torch.utils.hooks.RemovableHandle:
+    def detach(_, __, answer):
+        if hasattr(answer, "logits"):
+            answer.logits = answer.logits.detach()
+            return answer
+        return tuple(part.detach() for part in answer) if isinstance(answer, tuple) else answer.detach()
+
+    return module.register_forward_hook(detach)
+
+
+def test_networks_that_pass_no_gradient_on_are_named():
+    """Where there is none at all, as in a network that was compiled or quantised for inference."""
+    pipe = tiny_models.muse_pipeline()
+    modules = {"unet": pipe.unet, "vae": pipe.vae.decoder, "emotion_classifier": pipe.emotion_classifier}
+    for name, module in modules.items():
+        handle = detaching(module)
+        with pytest.raises(ValueError, match=f"`{name}` passes no gradient on"):
+            guide(pipe)
+        assert guide(pipe, max_inner_steps=0).images.isfinite().all(), "without inner steps it needs none"
+        handle.remove()
+    assert guide(pipe).trace[0].inner_steps > 0
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "emotion_classifier"])
+def test_weights_that_change_their_type_between_passes_are_refused(name, count_calls):
+    """Layerwise casting, which the backward pass would find in another type than the forward pass left them."""
+    pipe = tiny_models.muse_pipeline()
+    module = getattr(pipe, name)
+    calls = count_calls(pipe.text_encoder, pipe.unet)
+    apply_layerwise_casting(module, torch.float8_e4m3fn, torch.float32, skip_modules_pattern=["norm", "embed"])
+    with pytest.raises(ValueError, match=f"{type(module).__name__}.*layerwise casting"):
+        guide(pipe)
+    assert len(calls) == 0
+    assert guide(pipe, emotion=None).images.isfinite().all()
 
 
 # ---- one shared mean loss or stop rule -----------------------------------------------------------------------------
@@ -365,7 +420,7 @@ WAYS = {
     "preview vae": ({"preview_vae": tiny_models.preview_vae}, {}),
     "no classifier": ({"emotion_classifier": lambda: None}, {}),
     "mask": ({}, {"image": PICTURE, "mask_image": PICTURE[:1]}),
-    "source prompt": ({}, {"image": PICTURE, "guidance_reference": "source"}),
+    "source prompt": ({}, {"image": PICTURE, "negative_prompt": "a cat"}),
 }
 
 
@@ -383,3 +438,83 @@ def test_the_gradient_is_that_of_finite_differences(monkeypatch, way):
         for sign in (1, -1)
     )
     assert (ahead - behind) / 0.04 == pytest.approx(gradient.norm().item(), rel=0.01)
+
+
+# ---- threads that share modules ------------------------------------------------------------------------------------
+
+
+def test_threads_that_share_modules_make_what_each_makes_alone(odd):
+    """Two pipelines around the same networks, each with a scheduler of its own, which counts its steps."""
+    components = odd.components | {"scheduler": type(odd.scheduler).from_config(odd.scheduler.config)}
+    pipes = [odd, quiet(type(odd)(**components, requires_safety_checker=False))]
+    calls = [
+        {"prompt": "a cat", "emotion": "awe"},
+        {"prompt": "two dogs", "emotion": "fear", "num_inference_steps": 4},
+    ]
+    before, expected = state_of(odd), [guide(pipe, **call) for pipe, call in zip(pipes, calls)]
+    outputs, barrier = [None, None], threading.Barrier(2)
+
+    def run(index):
+        barrier.wait(10)
+        outputs[index] = guide(pipes[index], **calls[index])
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for output, alone in zip(outputs, expected):
+        assert output is not None
+        torch.testing.assert_close(output.images, alone.images, rtol=0, atol=1e-5)
+        assert [trace.inner_steps for trace in output.trace] == [trace.inner_steps for trace in alone.trace]
+    assert state_of(odd) == before
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_call_that_ends_amid_anothers_pass_does_it_no_harm(where):
+    """Its hooks are gone then from the network, but not from the list of those that this pass has still to call."""
+    pipe = tiny_models.muse_pipeline()
+    components = pipe.components | {"scheduler": type(pipe.scheduler).from_config(pipe.scheduler.config)}
+    other = quiet(type(pipe)(**components, requires_safety_checker=False))
+    expected, thread = guide(pipe), threading.Thread(target=guide, args=(other,))
+    started, go_on = threading.Event(), threading.Event()
+
+    def meet(*_):
+        if threading.current_thread() is thread:
+            started.set()
+            assert go_on.wait(20)
+        elif not thread.is_alive() and not started.is_set():
+            thread.start()
+            assert started.wait(20)
+
+    def let_it_end(*_):
+        if started.is_set() and threading.current_thread() is not thread:
+            go_on.set()
+            thread.join(20)
+
+    pipe.unet.down_blocks[0].register_forward_pre_hook(meet)  # amid a pass, when both calls have their hooks
+    register = pipe.unet.register_forward_pre_hook if where == "before" else pipe.unet.register_forward_hook
+    register(let_it_end)
+    assert torch.equal(guide(pipe).images, expected.images)
+    assert started.is_set() and not thread.is_alive()
+
+
+# ---- the order of rows ---------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_upstream_asks_the_network_for_the_null_prompts_first(family):
+    """MUSE takes the last rows for the prompts'. Should upstream change their order, this fails, and so does MUSE."""
+    parent, rows = tiny_models.parent_of(tiny_models.muse_pipeline(family)), []
+    hook = lambda _, __, keywords, ___: rows.append(keywords["encoder_hidden_states"])  # noqa: E731
+    handle = parent.unet.register_forward_hook(hook, with_kwargs=True)
+    call = {"prompt": ["a cat", "two dogs"], "negative_prompt": ["rain", "snow"], "num_inference_steps": 1}
+    parent(**call, output_type="latent")
+    handle.remove()
+    with torch.no_grad():
+        prompts, negative = parent.encode_prompt(
+            call["prompt"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True,
+            negative_prompt=call["negative_prompt"],
+        )[:2]  # fmt: skip
+    order = "the order of rows is no longer null prompts, prompts: see `DenoisingStep`"
+    assert len(rows) == 1 and torch.equal(rows[0], torch.cat([negative, prompts])), order

@@ -86,18 +86,25 @@ def checkpoints(tmp_path_factory) -> dict[str, Files]:
     }
 
 
-@pytest.fixture
-def hub(checkpoints):
-    """A Hub with two revisions of `org/muse`, of which the second is `main`, bases, and the community's pipelines."""
+@pytest.fixture(scope="module")
+def served():
+    """One for all, as a client reads its address when it is imported."""
     with LoopbackHub(diffusers.__version__) as hub:
-        for name in ("sd", "sdxl"):
-            hub.push(f"org/{name}", checkpoints[name])
-        hub.editions = {name: edition(checkpoints["muse"], name) for name in ("first", "second")}
-        hub.revisions = [hub.push("org/muse", files) for files in hub.editions.values()]
-        community = {f"v{diffusers.__version__}": "first", "main": "second"}
-        mirrored = {f"{key}/muse.py": hub.editions[name]["pipeline_muse.py"] for key, name in community.items()}
-        hub.push("diffusers/community-pipelines-mirror", mirrored, kind="datasets")
         yield hub
+
+
+@pytest.fixture
+def hub(served, checkpoints):
+    """A Hub with two revisions of `org/muse`, of which the second is `main`, bases, and the community's pipelines."""
+    served.clear()
+    for name in ("sd", "sdxl"):
+        served.push(f"org/{name}", checkpoints[name])
+    served.editions = {name: edition(checkpoints["muse"], name) for name in ("first", "second")}
+    served.revisions = [served.push("org/muse", files) for files in served.editions.values()]
+    community = {f"v{diffusers.__version__}": "first", "main": "second"}
+    mirrored = {f"{key}/muse.py": served.editions[name]["pipeline_muse.py"] for key, name in community.items()}
+    served.push("diffusers/community-pipelines-mirror", mirrored, kind="datasets")
+    return served
 
 
 @pytest.fixture
@@ -216,10 +223,14 @@ torch.testing.assert_close(image(pipe), load_file("saved.safetensors")["image"])
 
 
 def test_the_community_pipeline_is_one_file_and_gives_way_to_a_folder_of_its_name(run, hub, tmp_path):
+    for cache in ("hf", "modules"):
+        (tmp_path / cache).mkdir()
     for name, files in hub.editions.items():
         for path in ("pipeline.py", "pipeline_muse.py", "pipeline_muse_xl.py"):
             (tmp_path / name / "muse").mkdir(parents=True, exist_ok=True)
             (tmp_path / name / "muse" / path).write_bytes(files[path])
+        for cache in ("hf", "modules"):  # relative to where the process is
+            (tmp_path / name / cache).symlink_to(tmp_path / cache)
     run("""
 pipe = DiffusionPipeline.from_pretrained("org/sd", custom_pipeline="muse")
 assert type(pipe).__name__ == "MusePipeline" and pipe.edition == "first", "the release's"

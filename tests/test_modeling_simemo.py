@@ -1,13 +1,11 @@
 import copy
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from fresh_process import check, run_fresh
 from modeling_simemo import EMOSET_LABELS, SimEmoConfig, SimEmoForImageClassification
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -184,10 +182,7 @@ def test_round_trip_in_a_fresh_process(pixels, tmp_path):
     for name, model in models.items():
         model.save_pretrained(tmp_path / "saved" / name)
     save_file({"pixels": pixels}, tmp_path / "saved" / "pixels.safetensors")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    arguments = [sys.executable, "-c", RELOAD, str(tmp_path / "saved")]
-    subprocess.run(arguments, env=environment, cwd=tmp_path, check=True)
+    check(run_fresh(RELOAD, tmp_path / "saved", folder=tmp_path, HF_HUB_OFFLINE="1"))
     logits = load_file(tmp_path / "saved" / "logits.safetensors")
     for name, model in models.items():
         for dtype in (torch.float32, torch.float16, torch.bfloat16):

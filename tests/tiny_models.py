@@ -224,8 +224,9 @@ STABLE_DIFFUSION_XL = Family(
 )
 FAMILIES = [STABLE_DIFFUSION, STABLE_DIFFUSION_XL]
 
-# For tests of the fixture `pipe`
-only_stable_diffusion = pytest.mark.parametrize("family", [STABLE_DIFFUSION], ids=str)
+# For tests of the fixture `pipe`: the method is one region, the same to the byte in both files, so that most are
+# for Stable Diffusion alone; these are of conditions, decoding, dtypes and the parents' calls.
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=str)
 
 
 def muse_pipeline(family: Family = STABLE_DIFFUSION, **overrides) -> DiffusionPipeline:
@@ -267,10 +268,11 @@ def stock(pipe: DiffusionPipeline, **arguments) -> torch.Tensor:
 
 
 def guide(pipe: DiffusionPipeline, **arguments) -> MusePipelineOutput:
-    """The output of a short guided call, whose gate opens at once; `arguments` override its own."""
+    """The output of a short guided call by the paper's settings, whose gate opens at once; `arguments` override."""
     defaults = {
         "prompt": "a cat",
         "emotion": "awe",
+        "preset": "paper",
         "num_inference_steps": 3,
         "max_inner_steps": 2,
         "semantic_threshold": 0,
