@@ -2,7 +2,7 @@
 # make test     the test suite
 # make lint     what .ci/run checks besides: ruff and mypy
 # make style    format and sort imports
-# make fix-copies   write what pipeline_muse_xl.py copies from pipeline_muse.py anew
+# make fix-copies   write what the pipeline files and modular/block.py share anew
 #
 # Each command first makes $(VENV) with the versions of constraints.txt, where that is missing or out of date.
 # TORCH_INSTALL_ARGS are pip's arguments for PyTorch. The default takes the build that your package index offers first:
