@@ -91,13 +91,17 @@ class LoopbackHub:
             raise NotFoundError("RevisionNotFound")
         return commit, commits[commit]
 
+    def large_files(self, files: Files) -> set[str]:
+        """Those of `files` that came by large file storage."""
+        return {path for path, content in files.items() if hashlib.sha256(content).hexdigest() in self._large}
+
     def clone(self, repo_id: str, folder: Path, kind: str = "models") -> Path:
         """What `git clone` makes of a repository's `main` where Git LFS is installed."""
         files = self.files(repo_id, kind=kind)[1]
+        pointers = {path for path in self.large_files(files) if not is_large(path, files)}
         for path, content in files.items():
-            oid = hashlib.sha256(content).hexdigest()
-            if oid in self._large and not is_large(path, files):
-                content = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\n".encode()
+            if path in pointers:
+                content = f"oid sha256:{hashlib.sha256(content).hexdigest()}\n".encode()
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
         return folder
