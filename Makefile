@@ -3,6 +3,7 @@
 # make lint     what .ci/run checks besides: ruff and mypy
 # make style    format and sort imports
 # make fix-copies   write what the pipeline files and modular/block.py share anew
+# make figures  how large the pipeline files are
 #
 # Each command first makes $(VENV) with the versions of constraints.txt, where that is missing or out of date.
 # TORCH_INSTALL_ARGS are pip's arguments for PyTorch. The default takes the build that your package index offers first:
@@ -19,7 +20,7 @@ PYTEST_ARGS ?= -n auto
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint quality style fix-copies install
+.PHONY: demo test lint quality style fix-copies figures install
 
 install: $(STAMP)
 
@@ -46,3 +47,6 @@ style: $(STAMP)
 
 fix-copies: $(STAMP)
 	$(BIN)/python utils/fix_copies.py
+
+figures: $(STAMP)
+	$(BIN)/python utils/figures.py

@@ -106,7 +106,7 @@ MUSE_COMPONENTS = ["clip_model", "emotion_classifier", "preview_vae"]
 # What CLIP is asked where it has to do without an emotion classifier: the mean feature of these stands for an emotion.
 EMOTION_TEMPLATES = ("a picture that evokes {}", "a scene full of {}", "an image of {}", "this looks like {}")
 
-PIXEL_SETTINGS = ("image_size", "image_mean", "image_std")  # what a classifier's config tells of its input
+PIXEL_SETTINGS = ("image_size", "image_mean", "image_std")  # what a classifier's config has to tell of its input
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 KEEP_DTYPES = object()
@@ -291,31 +291,93 @@ def muse_loss(
 
 @dataclass(frozen=True)
 class PixelSpec:
-    """What a vision model wants to see: `size` (height, width) pixels, normalised by `mean` and `std` per channel."""
+    """
+    What a vision model wants to see. Classifiers carry it in their config, as `image_size`, `image_mean`, and so on.
+
+    Args:
+        size (`tuple[int, int]`): Height and width in pixels.
+        mean, std (`tuple[float, float, float]`): By which pixels in [0, 1] are normalised, per channel.
+        crop (`float`, defaults to 1.0): The share of the sides around the middle that is seen.
+        squeeze (`bool`, defaults to `True`): Whether pictures of another shape are squeezed, or cropped to this one.
+        channels (`tuple[int, int, int]`): Their order, of red, green and blue.
+        resample (`str`, defaults to "bicubic"): "bicubic" or "bilinear".
+    """
 
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float = 1.0
+    squeeze: bool = True
+    channels: tuple[int, ...] = (0, 1, 2)
+    resample: str = "bicubic"
 
     @classmethod
     def from_classifier(cls, classifier: PreTrainedModel) -> "PixelSpec":
-        """Reads `image_size` (a side, or height and width), `image_mean` and `image_std` from the config."""
-        config = classifier.config
-        missing = [name for name in PIXEL_SETTINGS if not hasattr(config, name)]
+        """Reads it from the config; `image_size` may be one side. Raises a `ValueError` where something is missing."""
+        found = {part.name: getattr(classifier.config, f"image_{part.name}", None) for part in fields(cls)}
+        missing = [name for name in PIXEL_SETTINGS if getattr(classifier.config, name, None) is None]
         if missing:
             hint = "load it with `pipe.load_emotion_classifier(model, image_processor=...)`"
             raise ValueError(
                 f"`emotion_classifier` {type(classifier).__name__} lacks {missing} in its config: {hint}."
             )
-        size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
-        return cls(tuple(size), tuple(config.image_mean), tuple(config.image_std))
+        found["size"] = [found["size"]] * 2 if isinstance(found["size"], int) else found["size"]
+        lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+        given: dict[str, Any] = {name: value for name, value in (found | lists).items() if value is not None}
+        return cls(**given)
+
+    def write_to(self, classifier: PreTrainedModel) -> None:
+        """Writes it into the config, where `from_classifier` reads it."""
+        for part in fields(self):
+            value = getattr(self, part.name)
+            setattr(classifier.config, f"image_{part.name}", list(value) if isinstance(value, tuple) else value)
 
     @classmethod
     def from_processor(cls, image_processor: Any) -> "PixelSpec":
-        """Reads what an image processor makes of square pictures; it may crop others, which `prepare` never does."""
-        size = getattr(image_processor, "crop_size", None) or image_processor.size
-        height, width = (size.get(side) or size["shortest_edge"] for side in ("height", "width"))
-        return cls((height, width), tuple(image_processor.image_mean), tuple(image_processor.image_std))
+        """
+        Finds out what an image processor of transformers does, by what it makes of plain colours and of ramps.
+
+        Raises:
+            ValueError: That names the processor, if it does more than crop, resize and normalise.
+        """
+        name, side = type(image_processor).__name__, 512
+
+        def see(pixels: Any, width: int = side) -> np.ndarray:
+            picture = np.broadcast_to(np.asarray(pixels), (side, width, 3)).astype(np.uint8)
+            return np.array(image_processor(PIL.Image.fromarray(picture), return_tensors="np")["pixel_values"][0])
+
+        def seen(width: int) -> float:
+            """Of a ramp from left to right, the share that is seen."""
+            row = (see(np.linspace(0, 255, width)[None, :, None], width)[0] - black[0]).mean(axis=0) * std[0]
+            middle = slice(len(row) // 8, -(len(row) // 8))
+            slope = np.polyfit(np.arange(len(row))[middle], row[middle], deg=1)[0]
+            return round(float(slope * len(row) * (width - 1) / width), 3)
+
+        try:
+            black, white = see(0), see(255)
+            std = 1 / (white - black).mean(axis=(1, 2))
+            mean = -black.mean(axis=(1, 2)) * std
+            primaries = np.stack([see(255 * np.eye(3)[channel]).mean(axis=(1, 2)) for channel in range(3)])
+            spec = cls(
+                size=black.shape[1:],
+                mean=exact(mean, getattr(image_processor, "image_mean", None)),
+                std=exact(std, getattr(image_processor, "image_std", None)),
+                crop=min(1.0, seen(side)),
+                squeeze=seen(2 * side) > 0.75 * seen(side),
+                channels=tuple(primaries.argmax(axis=0).tolist()),
+                resample="bilinear" if getattr(image_processor, "resample", None) == 2 else "bicubic",
+            )
+            phases = np.arange(2 * side)[None, :, None] / (30, 40, 50) + np.arange(side)[:, None, None] / 60
+            waves = 127.5 + 127.5 * np.sin(phases)
+            made = spec.prepare(torch.from_numpy(waves).permute(2, 0, 1)[None] / 127.5 - 1)[0].numpy()
+            error = float(np.abs((made - see(waves, 2 * side)) * std[:, None, None]).mean())
+        except Exception as failure:  # whatever a processor may raise that wants other things than one picture
+            raise ValueError(f"`image_processor` {name} makes no pixels of one size: {failure}") from failure
+        if not error < 0.02:
+            raise ValueError(
+                f"`image_processor` {name} does more than crop, resize and normalise (error {error:.2f})."
+            )
+        return spec
 
     @classmethod
     def from_clip(cls, clip_model: CLIPModel) -> "PixelSpec":
@@ -325,7 +387,7 @@ class PixelSpec:
 
     def prepare(self, image: Tensor) -> Tensor:
         """
-        Resizes (bicubic, antialiased) and normalises differentiably. Nothing is clamped: a clamp has no gradient.
+        Crops, resizes (antialiased) and normalises differentiably. Nothing is clamped: a clamp has no gradient.
 
         Args:
             image (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Pixels in [-1, 1].
@@ -333,11 +395,24 @@ class PixelSpec:
         Returns:
             `torch.Tensor` of shape `(batch_size, 3, *size)`, float32.
         """
-        image = image.float() / 2 + 0.5
+        image = image.float()[:, list(self.channels)] / 2 + 0.5
+        sides = image.shape[-2:]
+        seen = [self.crop * side for side in sides]
+        if not self.squeeze:
+            scale = min(part / side for part, side in zip(seen, self.size))
+            seen = [scale * side for side in self.size]
+        top, left = (round((side - part) / 2) for side, part in zip(sides, seen))
+        image = image[..., top : sides[0] - top, left : sides[1] - left]
         if image.shape[-2:] != self.size:
-            image = F.interpolate(image, self.size, mode="bicubic", antialias=True, align_corners=False)
+            image = F.interpolate(image, self.size, mode=self.resample, antialias=True, align_corners=False)
         mean, std = (image.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (image - mean) / std
+
+
+def exact(measured: np.ndarray, told: Sequence[float] | None) -> tuple[float, ...]:
+    """What a config tells, if that is what was measured."""
+    close = told is not None and np.shape(told) == measured.shape and np.allclose(measured, told, atol=1e-3)
+    return tuple(told if close else measured.tolist())
 
 
 def check_schedule(scheduler: Any) -> None:
@@ -1897,10 +1972,7 @@ class MuseMixin(Parent):
         elif revision is not None or trust_remote_code:
             raise ValueError("`revision` and `trust_remote_code` are for an id or a folder, not for a loaded model.")
         if image_processor is not None:
-            spec = PixelSpec.from_processor(image_processor)
-            height, width = spec.size
-            model.config.image_size = height if height == width else [height, width]
-            model.config.image_mean, model.config.image_std = list(spec.mean), list(spec.std)
+            PixelSpec.from_processor(image_processor).write_to(model)
         check_classifier(model)
         self.register_modules(emotion_classifier=model.to(self._execution_device))
 

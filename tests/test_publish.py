@@ -143,12 +143,13 @@ def test_what_was_published_runs(hub, tmp_path):
         model.save_pretrained(tmp_path / repo_id)
         hub.push(repo_id, folder_files(tmp_path / repo_id))
     hub.push("stabilityai/stable-diffusion-xl-base-1.0", folder_files(tmp_path / "sdxl"))
-    small = {"float16": "float32", '"cuda"': '"cpu"', "num_inference_steps=20": "num_inference_steps=1"}
+    small = {"float16": "float32", '"cuda"': '"cpu"', "steps=20": "steps=2", '"fast"': '"fast", num_inference_steps=2'}
     for name, repo_id in {"xl.py": "me/muse-storybook-xl", "modular.py": "me/muse-modular"}.items():
         (snippet,) = re.findall(r"```python\n(.*?)```", uploaded(hub, repo_id)["README.md"].decode(), flags=re.DOTALL)
         for large, little in small.items():
             snippet = snippet.replace(large, little)
         (tmp_path / name).write_text(snippet)
     check(run_fresh(USE, folder=tmp_path, HF_ENDPOINT=hub.endpoint, NO_PROXY="127.0.0.1"))
-    pictures = [*tmp_path.glob("*.png"), *(tmp_path / "pictures").rglob("*.png")]
-    assert {Image.open(picture).size for picture in pictures} == {(32, 32), (64, 64)}
+    sizes = {picture.name: Image.open(picture).size for picture in tmp_path.rglob("pictures/*/*.png")}
+    assert sizes and set(sizes.values()) == {(64, 64)}
+    assert Image.open(tmp_path / "fear.png").size == (64, 64) and Image.open(tmp_path / "awe.png").size == (32, 32)
