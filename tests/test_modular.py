@@ -54,11 +54,10 @@ def call(modular, **arguments):
 
 
 CALLS = {
-    "one": {},
+    "weaker": {"emotion_strength": 0.5, "preview_scale": 0.5},
     "fast": {"preset": "fast", "max_inner_steps": 1, "num_inference_steps": 5},
-    "batch": {"prompt": ["a cat", "a dog", "a man"], "emotion": [{"awe": 1, "fear": 1}, None, "fear"]},
+    "batch": {"prompt": ["a cat", "a dog"], "emotion": [{"awe": 1, "fear": 1}, None]},
     "images": {"num_images_per_prompt": 2, "max_inner_batch": 1, "emotion_tokens": torch.ones(2, 56)},
-    "weaker, at half the size": {"emotion_strength": 0.5, "preview_scale": 0.5},
     "gate": {"semantic_threshold": 1e3, "latest_start": 0.4, "semantic_prompt": "a dog"},
     "zero-shot": {"emotion": "calm", "emotion_prompts": {"calm": "a lake", "anger": "a fight"}},
 }
