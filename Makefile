@@ -2,7 +2,7 @@
 # make test     the test suite
 # make lint     what .ci/run checks besides: ruff and mypy
 # make style    format and sort imports
-# make fix-copies   write the region that both pipeline files share anew in pipeline_muse_xl.py
+# make fix-copies   write what the pipeline files and modular/block.py share anew
 # make figures  how large the pipeline files are
 #
 # Each command first makes $(VENV) with the versions of constraints.txt, where that is missing or out of date.

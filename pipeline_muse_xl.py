@@ -2021,9 +2021,7 @@ class MuseMixin(Parent):
 # ---- End of the same ----
 
 
-# --------------------------------------------------------------------------------------
-# Stable Diffusion XL
-# --------------------------------------------------------------------------------------
+# ---- Stable Diffusion XL's own, in its modular block too: written by `make fix-copies` ----
 
 
 def latents_statistics(vae: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> list[Tensor]:
@@ -2046,6 +2044,49 @@ def upcast(vae: AutoencoderKL | AutoencoderTiny) -> Iterator[None]:
             vae.to(torch.float16)
 
 
+class MuseXLMixin(MuseMixin):
+    """What Stable Diffusion XL does in its own way: larger steps, normalised latents, a VAE that overflows."""
+
+    # Steps are larger than `MusePipeline`'s: no layer norm scales XL's embeddings
+    presets = read_only(
+        {
+            "paper": {"emotion_tokens": "random"},
+            # Larger steps, and none where the emotion is already there
+            "full": {
+                "emotion_tokens": "random",
+                "max_inner_steps": 5,
+                "emotion_learning_rate": 0.15,
+                "loss_threshold": 0.03,
+            },
+            # One step at every 3rd denoising step, from the emotion's word on, until one is not needed
+            "fast": {
+                "emotion_tokens": "emotion",
+                "update_interval": 3,
+                "max_inner_steps": 1,
+                "emotion_learning_rate": 0.5,
+                "loss_threshold": 0.03,
+            },
+        }
+    )
+
+    def _upcast(self, vae: AutoencoderKL | AutoencoderTiny) -> AbstractContextManager:
+        """How a VAE has to stand while it works: in float32 where it overflows in float16."""
+        return upcast(vae)
+
+    def _scale_latents(self, latents: Tensor) -> Tensor:
+        """The VAE's latents as the network sees them."""
+        mean, std = latents_statistics(self.vae, latents)
+        return (latents - mean) * self.vae.config.scaling_factor / std
+
+    def _unscale_latents(self, latents: Tensor, vae: AutoencoderKL | AutoencoderTiny) -> Tensor:
+        """The network's latents as `vae` decodes them."""
+        mean, std = latents_statistics(vae, latents)
+        return latents * std / vae.config.scaling_factor + mean
+
+
+# ---- End of Stable Diffusion XL's own ----
+
+
 @dataclass
 class MuseXLPipelineOutput(StableDiffusionXLPipelineOutput):
     """
@@ -2062,7 +2103,7 @@ class MuseXLPipelineOutput(StableDiffusionXLPipelineOutput):
     trace: list[MuseTrace] | None = None
 
 
-class MuseXLPipeline(MuseMixin, StableDiffusionXLPipeline):
+class MuseXLPipeline(MuseXLMixin, StableDiffusionXLPipeline):
     """
     Text-to-image generation and photo editing that evoke an emotion, with Stable Diffusion XL.
 
@@ -2085,27 +2126,6 @@ class MuseXLPipeline(MuseMixin, StableDiffusionXLPipeline):
     _optional_components = StableDiffusionXLPipeline._optional_components + MUSE_COMPONENTS
     _callback_tensor_inputs = StableDiffusionXLPipeline._callback_tensor_inputs + ["emotion_tokens"]
     _output_class = MuseXLPipelineOutput
-    # Steps are larger than `MusePipeline`'s: no layer norm scales XL's embeddings
-    presets = read_only(
-        {
-            "paper": {"emotion_tokens": "random"},
-            # Larger steps, and none where the emotion is already there
-            "full": {
-                "emotion_tokens": "random",
-                "max_inner_steps": 5,
-                "emotion_learning_rate": 0.15,
-                "loss_threshold": 0.03,
-            },
-            # One step at every 3rd denoising step, from the emotion's word on, until one is not needed
-            "fast": {
-                "emotion_tokens": "emotion",
-                "update_interval": 3,
-                "max_inner_steps": 1,
-                "emotion_learning_rate": 0.5,
-                "loss_threshold": 0.03,
-            },
-        }
-    )
 
     __call__ = passes_on(StableDiffusionXLPipeline.__call__)(MuseMixin.__call__)
 
@@ -2151,17 +2171,3 @@ class MuseXLPipeline(MuseMixin, StableDiffusionXLPipeline):
         whole, pooled = (None, None, self._token_width), (None, pooled_width)
         names = {"prompt_embeds": whole, "pooled_prompt_embeds": pooled}
         return {prefix + name: shape for prefix in ("", "negative_") for name, shape in names.items()}
-
-    def _upcast(self, vae: AutoencoderKL | AutoencoderTiny) -> AbstractContextManager:
-        """How a VAE has to stand while it works: in float32 where it overflows in float16."""
-        return upcast(vae)
-
-    def _scale_latents(self, latents: Tensor) -> Tensor:
-        """The VAE's latents as the network sees them."""
-        mean, std = latents_statistics(self.vae, latents)
-        return (latents - mean) * self.vae.config.scaling_factor / std
-
-    def _unscale_latents(self, latents: Tensor, vae: AutoencoderKL | AutoencoderTiny) -> Tensor:
-        """The network's latents as `vae` decodes them."""
-        mean, std = latents_statistics(vae, latents)
-        return latents * std / vae.config.scaling_factor + mean

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ from urllib.parse import unquote, urlsplit
 
 Files = Mapping[str, bytes]  # by their paths in the repository
 
-REPOSITORY = r"(?P<kind>models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
+REPOSITORY = r"(?P<kind>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
 ROUTES = {
     rf"GET /api/{REPOSITORY}(/revision/(?P<revision>[^/]+))?": "info",
     rf"GET /api/{REPOSITORY}/tree/(?P<revision>[^/]+)": "tree",
-    r"GET /((?P<kind>datasets)/)?(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)": "file",
+    r"GET /((?P<kind>datasets|spaces)/)?(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)": "file",
     r"GET /pypi/diffusers/json": "releases",
     r"POST /api/repos/create": "create",
     r"POST /api/validate-yaml": "validate",
     rf"POST /api/{REPOSITORY}/preupload/(?P<revision>[^/]+)": "preupload",
     rf"POST /api/{REPOSITORY}/commit/(?P<revision>[^/]+)": "commit",
+    rf"POST /api/{REPOSITORY}/tag/(?P<revision>[^/]+)": "tag",
+    r"POST /(spaces/)?[^/]+/[^/]+\.git/info/lfs/objects/batch": "batch",
+    r"PUT /large/(?P<oid>\w+)": "large",
 }
 
 
@@ -36,9 +40,17 @@ def folder_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def is_large(path: str, files: Files) -> bool:
+    """Whether the `.gitattributes` of a repository keep a file in large file storage."""
+    lines = files.get(".gitattributes", b"").decode().splitlines()
+    patterns = [line.split()[0] for line in lines if "filter=lfs" in line]
+    return any(fnmatch(path.rsplit("/", 1)[-1], pattern) for pattern in patterns)
+
+
 class LoopbackHub:
     """
-    A Hub that holds its repositories in memory, and serves them while it is entered as a context.
+    A Hub that holds its repositories in memory, and serves them while it is entered as a context. Files that come by
+    large file storage are told apart, as a clone gets them whole only where `.gitattributes` says so.
 
     Args:
         *releases (`str`): The versions of diffusers that the package index names; diffusers asks it for them before
@@ -48,6 +60,8 @@ class LoopbackHub:
     def __init__(self, *releases: str):
         self._releases = releases
         self._repositories: dict[str, dict[str, Files]] = {}  # commits in their order, so the last is main
+        self._tags: dict[tuple[str, str], str] = {}
+        self._large: dict[str, bytes] = {}  # by the SHA-256 of what they hold
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (RequestHandler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -75,10 +89,26 @@ class LoopbackHub:
         commits = self._repositories.get(f"{kind or 'models'}/{repo_id}")
         if commits is None:
             raise NotFoundError("RepoNotFound")
+        revision = self._tags.get((f"{kind or 'models'}/{repo_id}", revision or ""), revision)
         commit = list(commits)[-1] if revision in (None, "main") else revision
         if commit not in commits:
             raise NotFoundError("RevisionNotFound")
         return commit, commits[commit]
+
+    def large_files(self, files: Files) -> set[str]:
+        """Those of `files` that came by large file storage."""
+        return {path for path, content in files.items() if hashlib.sha256(content).hexdigest() in self._large}
+
+    def clone(self, repo_id: str, folder: Path, kind: str = "models") -> Path:
+        """What `git clone` makes of a repository's `main` where Git LFS is installed."""
+        files = self.files(repo_id, kind=kind)[1]
+        pointers = {path for path in self.large_files(files) if not is_large(path, files)}
+        for path, content in files.items():
+            if path in pointers:
+                content = f"oid sha256:{hashlib.sha256(content).hexdigest()}\n".encode()
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        return folder
 
     # ---- one method per route: what it says in the address comes by name, and `body` is what was sent -------------
 
@@ -103,26 +133,46 @@ class LoopbackHub:
 
     def create(self, body: bytes) -> Any:
         request = json.loads(body)
-        repo_id = f"{request['organization']}/{request['name']}"
-        self.push(repo_id, {".gitattributes": b""})
-        return {"url": f"{self.endpoint}/{repo_id}"}
+        repo_id, kind = f"{request['organization']}/{request['name']}", f"{request.get('type', 'model')}s"
+        self.push(repo_id, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}, kind)
+        return {"url": f"{self.endpoint}/{'' if kind == 'models' else kind + '/'}{repo_id}"}
 
     def validate(self, body: bytes) -> Any:
         return {"errors": [], "warnings": []}
 
     def preupload(self, body: bytes, **address: Any) -> Any:
-        self.files(**address)
-        paths = [file["path"] for file in json.loads(body)["files"]]
-        return {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]}
+        stored = self.files(**address)[1]
+        modes = {
+            file["path"]: "lfs" if is_large(file["path"], stored) else "regular" for file in json.loads(body)["files"]
+        }
+        return {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]}
+
+    def batch(self, body: bytes) -> Any:
+        missing = [one for one in json.loads(body)["objects"] if one["oid"] not in self._large]
+        uploads = [{"upload": {"href": f"{self.endpoint}/large/{one['oid']}"}} for one in missing]
+        return {"transfer": "basic", "objects": [{**one, "actions": two} for one, two in zip(missing, uploads)]}
+
+    def large(self, body: bytes, oid: str) -> Any:
+        assert hashlib.sha256(body).hexdigest() == oid
+        self._large[oid] = body
+        return {}
 
     def commit(self, body: bytes, repo_id: str, kind: str, **address: Any) -> Any:
         files = dict(self.files(repo_id, kind=kind, **address)[1])
         for line in body.splitlines():
             operation = json.loads(line)
+            value = operation["value"]
             if operation["key"] == "file":
-                files[operation["value"]["path"]] = base64.b64decode(operation["value"]["content"])
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                files[value["path"]] = self._large[value["oid"]]
         commit = self.push(repo_id, files, kind)
         return {"commitOid": commit, "commitUrl": f"{self.endpoint}/{repo_id}/commit/{commit}"}
+
+    def tag(self, body: bytes, repo_id: str, kind: str, **address: Any) -> Any:
+        commit = self.files(repo_id, kind=kind, **address)[0]
+        self._tags.setdefault((f"{kind}/{repo_id}", json.loads(body)["tag"]), commit)
+        return {}
 
 
 class RequestHandler(BaseHTTPRequestHandler):
@@ -153,7 +203,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    do_GET = do_HEAD = do_POST = answer
+    do_GET = do_HEAD = do_POST = do_PUT = answer
 
     def log_message(self, *message: object) -> None:
         """Says nothing: a test that fails shows what the client said."""
