@@ -203,6 +203,14 @@ def test_a_fixed_vae_stays_in_float16():
     assert dtypes == {torch.float16}
 
 
+def test_a_preview_vae_spares_the_loop_the_large_one():
+    pipe = tiny_models.muse_pipeline(STABLE_DIFFUSION_XL, preview_vae=tiny_models.preview_vae()).to(torch.float16)
+    dtypes = set()
+    pipe.preview_vae.decoder.register_forward_hook(lambda _, __, output: dtypes.add((pipe.vae.dtype, output.dtype)))
+    assert guide(pipe).trace[0].inner_steps > 0
+    assert dtypes == {(torch.float16, torch.float16)}
+
+
 def test_latents_are_normalised_by_mean_and_deviation(pipe, parent):
     pipe.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[2.0, 0.5, 1.0, 1.5])
     expected = stock(parent, output_type="np")
