@@ -189,8 +189,8 @@ def test_latents_that_are_not_finite_are_errors(pipe):
     def callback(pipe, step, timestep, values):
         return {"latents": values["latents"] * math.nan}
 
-    for output_type in ("latent", "np"):
-        with pytest.raises(ValueError, match="latents"):
+    for output_type, name in (("latent", "latents"), ("np", "images")):
+        with pytest.raises(ValueError, match=f"The {name} of the call came out infinite or NaN"):
             guide(pipe, callback_on_step_end=callback, output_type=output_type)
 
 
