@@ -183,9 +183,12 @@ def near_label(word: Any, labels: Sequence[str]) -> str | None:
 
 def other_words(entries: Sequence[Emotion], labels: Sequence[str]) -> list[str]:
     """Words of `emotion` entries that are no labels, nor misspellings of some: emotions by words of one's own."""
-    words = [word for entry in entries for word in (entry if isinstance(entry, Mapping) else [entry])]
-    own = [word for word in words if isinstance(word, str) and any(map(str.isalpha, word))]
-    return [word for word in dict.fromkeys(own) if not (match_label(word, labels) or near_label(word, labels))]
+    words: list[str] = []
+    for word in [word for entry in entries for word in (entry if isinstance(entry, Mapping) else [entry])]:
+        is_word = isinstance(word, str) and any(map(str.isalpha, word))
+        if is_word and not (match_label(word, [*labels, *words]) or near_label(word, labels)):
+            words.append(word.strip())
+    return words
 
 
 def normalize_emotion(emotion: Emotion, labels: Sequence[str]) -> dict[str, float]:
@@ -1471,7 +1474,8 @@ class MuseMixin(Parent):
         if emotion_prompts is None and self.clip_model is not None:
             words = other_words(entries, self.emotion_labels)
             if words or self.emotion_classifier is None:
-                emotion_prompts = emotion_templates([*self.emotion_labels, *words, *(["neutral"] if words else [])])
+                neutral = ["neutral"] if words and match_label("neutral", words) is None else []
+                emotion_prompts = emotion_templates([*self.emotion_labels, *words, *neutral])
         table = None if emotion_prompts is None else check_prompt_table("emotion_prompts", emotion_prompts)
         self._check_guidance(settings, is_zero_shot=table is not None or self.emotion_classifier is None)
         labels = self.emotion_labels if table is None else list(table)
@@ -1489,7 +1493,8 @@ class MuseMixin(Parent):
         texts = stock.prompt if semantic_prompt is None else semantic_prompt
         if texts is None and 0 < settings.semantic_threshold < math.inf:
             raise ValueError("`semantic_prompt` has to be given with `prompt_embeds`, or `semantic_threshold=0`.")
-        texts = None if texts is None else check_texts("semantic_prompt", texts, count)
+        name = "prompt" if semantic_prompt is None else "semantic_prompt"
+        texts = None if texts is None else check_texts(name, texts, count)
         asks_clip = self.clip_model is not None and settings.semantic_threshold > 0
         check_similar(similar_emotions, labels)
         similar = [similar_weights(similar_emotions, target, labels) for target in targets]
