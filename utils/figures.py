@@ -13,19 +13,18 @@ from pathlib import Path
 from fix_copies import COPY, ORIGINAL, region
 
 
-def code_lines(source: str, node: ast.stmt | None = None) -> set[int]:
-    """The numbers of the lines of code of a module, or of a part of it."""
-    tree = ast.parse(source)
+def code_lines(source: str) -> set[int]:
+    """The numbers of the lines of code of a module."""
     docstrings: set[int] = set()
-    for part in ast.walk(tree):
+    for part in ast.walk(ast.parse(source)):
         if isinstance(part, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(part, clean=False):
             docstrings.update(range(part.body[0].lineno, (part.body[0].end_lineno or 0) + 1))
-    lines = {
-        number
-        for number, line in enumerate(source.splitlines(), 1)
-        if line.strip() and not line.strip().startswith("#") and number not in docstrings
-    }
-    return lines if node is None else lines & set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(source.splitlines(), 1)
+    return {n for n, line in lines if line.strip() and not line.strip().startswith("#")} - docstrings
+
+
+def lines_of(node: ast.stmt) -> set[int]:
+    return set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
 
 
 def is_private(name: str) -> bool:
@@ -48,19 +47,20 @@ def figures(path: Path) -> dict[str, str]:
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    bodies = {node: len(code_lines(source, node)) for node in functions}
+    code = code_lines(source)
+    bodies = {node: len(code & lines_of(node)) for node in functions}
     longest = max(functions, key=bodies.__getitem__)
     call = max((node for node in functions if node.name == "__call__"), key=parameters)
-    checks = [code_lines(source, node) for node in ast.walk(tree) if isinstance(node, ast.stmt) and is_check(node)]
+    checks = [code & lines_of(node) for node in ast.walk(tree) if isinstance(node, ast.stmt) and is_check(node)]
     private = max((node for node in functions if is_private(node.name)), key=parameters)
     first = call.body[1].lineno
     return {
-        "code lines": str(len(code_lines(source))),
+        "code lines": str(len(code)),
         "of which checks": str(len(set().union(*checks))),
         "outside of the shared region": str(len(code_lines(source.replace(region(source), "")))),
         "functions": str(len(functions)),
         "median and longest function": f"{statistics.median(bodies.values()):g}, {bodies[longest]} ({longest.name})",
-        "body of __call__": str(len([line for line in code_lines(source, call) if line >= first])),
+        "body of __call__": str(len([line for line in code & lines_of(call) if line >= first])),
         "most parameters of a private function": f"{parameters(private)} ({private.name})",
     }
 
