@@ -134,7 +134,7 @@ class LoopbackHub:
     def create(self, body: bytes) -> Any:
         request = json.loads(body)
         repo_id, kind = f"{request['organization']}/{request['name']}", f"{request.get('type', 'model')}s"
-        self.push(repo_id, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}, kind)
+        self.push(repo_id, {".gitattributes": b""}, kind)
         return {"url": f"{self.endpoint}/{'' if kind == 'models' else kind + '/'}{repo_id}"}
 
     def validate(self, body: bytes) -> Any:

@@ -4,8 +4,6 @@ Hub on the loopback address. What needs no Hub is in `test_loading.py`.
 """
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import diffusers
@@ -317,33 +315,6 @@ from pipeline_muse import MusePipeline
 
 again = MusePipeline.from_pretrained("imported", trust_remote_code=True)  # for SimEmo's code
 assert type(again) is MusePipeline and torch.equal(guided(again), guided(pipe))
-""")
-
-
-def test_what_publish_uploads_loads(run, hub, checkpoints, tmp_path):
-    clone = tmp_path / "clone"
-    for path, data in {**checkpoints["muse"], "README.md": b"your-namespace/muse", ".gitignore": b"secret"}.items():
-        (clone / path).parent.mkdir(parents=True, exist_ok=True)
-        (clone / path).write_bytes(data)
-    (clone / "secret").write_text("not tracked")
-    (clone / "examples").mkdir()
-    shutil.copy(tiny_models.REPOSITORY / "examples" / "publish.py", clone / "examples")
-    for command in (["init", "--quiet"], ["add", "."]):
-        subprocess.run(["git", "-C", clone, *command], check=True)
-    publish = """
-import runpy
-import sys
-
-sys.argv = ["publish.py", "--repo_id", "me/muse"]
-runpy.run_path("clone/examples/publish.py", run_name="__main__")
-"""
-    check(run_fresh(publish, folder=tmp_path, HF_ENDPOINT=hub.endpoint, NO_PROXY="127.0.0.1"))
-    uploaded = hub.files("me/muse")[1]
-    assert uploaded["README.md"] == b"me/muse"
-    assert set(checkpoints["muse"]) < set(uploaded) and "secret" not in uploaded
-    run("""
-pipe = DiffusionPipeline.from_pretrained("me/muse", trust_remote_code=True)
-assert guided(pipe).isfinite().all()
 """)
 
 
