@@ -17,8 +17,9 @@ import tiny_models
 import torch
 from diffusers.utils import HF_MODULES_CACHE
 from filelock import FileLock
-from jobs import Job, batches, deal, differences, make_pictures, read_records, run_settings, save_picture
-from loading import PARTIAL, load_pipeline, whole_file
+from muse_examples.files import PARTIAL, whole_file
+from muse_examples.pipelines import load_pipeline
+from muse_examples.runs import Job, batches, deal, differences, make_pictures, read_records, run_settings, save_picture
 from PIL import Image
 
 

@@ -8,10 +8,10 @@ import pytest
 import score_emotions
 import tiny_models
 import torch
-from loading import label_probabilities, picture_pixels
 from modeling_simemo import SimEmoForImageClassification
+from muse_examples.classifiers import label_probabilities, picture_pixels
+from muse_examples.contact_sheets import EMOTION_COLORS, PAPER
 from PIL import Image, ImageColor
-from sheets import EMOTION_COLORS, PAPER
 
 from pipeline_muse import PixelSpec, wheel_distance
 

@@ -11,7 +11,6 @@ import tiny_models
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblings
-from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS
 
 from pipeline_muse import MusePipeline, PixelSpec
 

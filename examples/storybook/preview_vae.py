@@ -1,4 +1,4 @@
-# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Measures what a small `preview_vae` saves on Storybook, and what it costs, against the full VAE.
 
 The gradients first: those of the loss with respect to the emotional tokens, through either decoder, with the same
