@@ -833,18 +833,18 @@ def plot_laws(rows: Mapping[str, Row], title: str, path: Path) -> None:
 
 
 @contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Raises a `TimeoutError` where the block takes longer; for the main thread of a system that has alarms."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError(f"stopped after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 

@@ -47,9 +47,9 @@ def test_works_are_timed_in_turn_and_the_first_round_does_not_count(bench):
 
 @tiny_models.only_stable_diffusion
 def test_what_prepares_a_work_is_not_timed(bench):
-    seconds = benchmark.interleaved({"a": int}, bench, prepare=lambda name: time.sleep(0.2))
-    assert seconds["a"][0] < 0.1
-    assert benchmark.interleaved({"a": partial(time.sleep, 0.2)}, bench)["a"][0] >= 0.2
+    works = {"a": partial(time.sleep, 0.1)}
+    seconds = benchmark.interleaved(works, bench, warm_up=False, prepare=lambda name: time.sleep(0.4))
+    assert 0.1 <= seconds["a"][0] < 0.4
 
 
 def test_medians_come_with_quartiles_and_ratios_with_what_other_draws_would_give():
@@ -345,11 +345,11 @@ def test_a_compiler_that_fails_is_a_result(bench, monkeypatch):
 
 
 def test_what_takes_too_long_is_stopped():
-    with pytest.raises(TimeoutError, match="stopped after 1 s"), benchmark.time_limit(1):
+    with pytest.raises(TimeoutError, match="stopped after 0.1 s"), benchmark.time_limit(0.1):
         time.sleep(5)
-    with benchmark.time_limit(1):
+    with benchmark.time_limit(0.1):
         pass
-    time.sleep(1.1)  # the alarm is off
+    time.sleep(0.15)  # the alarm is off
 
 
 # ---- the run

@@ -125,7 +125,7 @@ def test_a_zero_shot_folder_loads_everywhere(clip_folder, tmp_path, pixels, pipe
 
 def test_the_card_of_a_zero_shot_classifier_says_what_it_is(clip_folder, tmp_path):
     table = tmp_path / "table.json"
-    table.write_text(json.dumps({"cozy": ["a fire", "tea"], "eerie": "an empty hall"}))
+    table.write_text(json.dumps({"cozy": ["a fire", "tea"], "eerie": "an empty hall"}), encoding="utf-8-sig")
     arguments = ["--clip", str(clip_folder), "--prompts", str(table), "--output_dir", str(tmp_path / "mine")]
     zero_shot.main(arguments)
     card = ModelCard.load(tmp_path / "mine" / "README.md")

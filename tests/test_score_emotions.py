@@ -267,6 +267,13 @@ def test_folders_within_are_scored_if_asked_for_but_never_our_own_output(score, 
     assert len(rows_of(score("--recursive", output=output))) == 13
 
 
+def test_files_of_kinds_that_are_not_read_are_told_and_hidden_ones_passed_over(score, pictures, capsys):
+    (pictures / "phone.HEIC").write_bytes(b"no picture for Pillow")
+    shutil.copy(pictures / "00.png", pictures / "._00.png")
+    assert len(rows_of(score())) == 12
+    assert "Left out 1 files that Pillow does not read: .heic" in capsys.readouterr().err
+
+
 def test_metadata_names_and_folders_say_what_was_intended(tmp_path):
     def intended(file: str, **entries: object) -> str | None:
         return score_emotions.intended_emotion(tmp_path / file, LABELS, entries)
@@ -282,7 +289,7 @@ def test_metadata_names_and_folders_say_what_was_intended(tmp_path):
     assert score_emotions.read_intentions(metadata) == {}
     entries = [("a_awe.png", "fear"), ("b_awe.png", None), ("c_awe.png", {"awe": 1, "fear": 1}), ("d.png", "awe")]
     lines = [json.dumps({"file": file, "emotion": emotion}) for file, emotion in entries]
-    metadata.write_text("\n".join([*lines, '{"file": "torn']))
+    metadata.write_text("\n".join([*lines, '{"file": "torn']), encoding="utf-8-sig")
     intentions = score_emotions.read_intentions(metadata)
     assert [intended(file, **intentions) for file, _ in entries] == ["fear", None, None, "awe"]
 
@@ -305,7 +312,8 @@ def test_summary_counts_confidence_accuracy_and_recall():
         assert score_emotions.summarize(others, ["awe", "cozy"])["ecc"] is None, "nothing known, or off the wheel"
     text = score_emotions.summary_text(summary).splitlines()
     assert text[2].split() == ["fear", "2", "40.0%", "2", "50.0%"]
-    assert text[-1].split() == ["all", "4", "60.0%", "3", "66.7%"]
+    assert text[-2].split() == ["all", "4", "60.0%", "3", "66.7%"]
+    assert text[-1] == "1 more could not be scored"
 
 
 def test_the_sheet_has_a_row_per_emotion_with_the_most_confident_first(tmp_path):

@@ -188,7 +188,7 @@ def test_training_learns_from_every_picture_once_per_epoch(clip, pictures, tmp_p
 
 def test_the_card_names_what_is_on_the_hub(finished):
     names = {"clip": "openai/clip-vit-base-patch32", "dataset_name": "me/moods", "hub_model_id": "me/simemo"}
-    command = options(data=None, output=finished, resume_from_checkpoint=None, **names)
+    command = options(data=None, output=finished.parent / "new", **names)
     report = json.loads((finished / "metrics.json").read_text()) | script.describe_sources(script.parse_args(command))
     card = script.training_card(report, AutoConfig.from_pretrained(finished, trust_remote_code=True))
     assert (card.data.base_model, card.data.datasets) == (names["clip"], ["me/moods"])
@@ -265,13 +265,16 @@ def test_a_killed_process_resumes_in_a_new_one(clip, pictures, tmp_path):
     assert equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
-def test_a_checkpoint_of_another_run_is_refused(clip, pictures, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(clip, pictures, tmp_path, capsys):
     script.main(options(clip, pictures, tmp_path, num_epochs=1, checkpointing_steps=2, checkpoints_total_limit=1))
     assert [path.name for path in training_state.list_checkpoints(tmp_path)] == ["checkpoint-6"]
-    with pytest.raises(ValueError, match="of another run"):
+    with pytest.raises(SystemExit, match="error: .*of another run"):
         script.main([*options(clip, pictures, tmp_path, seed=3), "--resume_from_checkpoint", "latest"])
-    with pytest.raises(SystemExit):
-        script.main(options(clip, pictures, tmp_path))  # it would mix two runs
+    for message in ("holds a finished classifier", "holds checkpoints"):
+        with pytest.raises(SystemExit):
+            script.main(options(clip, pictures, tmp_path))  # it would mix two runs
+        assert message in capsys.readouterr().err
+        (tmp_path / "metrics.json").unlink(missing_ok=True)
 
 
 def test_the_log_forgets_steps_that_are_taken_again(tmp_path):
@@ -411,7 +414,7 @@ def test_training_goes_on_from_a_simemo_with_its_labels(clip, pictures, finished
     torch.testing.assert_close(ratio, torch.full_like(ratio, 1 / report["temperature"]))
     draw_pictures(tmp_path / "unknown", 2)
     (tmp_path / "unknown" / "calm").rename(tmp_path / "unknown" / "cosy")
-    with pytest.raises(ValueError, match="train pictures that the classifier does not have: .'cosy'"):
+    with pytest.raises(SystemExit, match="train pictures that the classifier does not have: .'cosy'"):
         script.main(options(None, tmp_path / "unknown", tmp_path / "new", init_from=finished, **frozen))
 
 
@@ -585,19 +588,95 @@ def test_broken_layouts_are_named(kind, message, tmp_path):
 
 def test_one_label_cannot_be_told_from_others(clip, pictures, tmp_path):
     shutil.copytree(pictures / "train" / "awe", tmp_path / "data" / "awe")
-    with pytest.raises(ValueError, match="two labels"):
+    with pytest.raises(SystemExit, match="error: There have to be two labels"):
         script.main(options(clip, tmp_path / "data", tmp_path / "new"))
 
 
 def test_training_that_diverges_is_ended(clip, pictures, tmp_path):
     wild = {"head_learning_rate": 1e30, "max_grad_norm": 0, "logging_steps": 1}
-    with pytest.raises(ValueError, match="The loss is (nan|inf)"):
+    with pytest.raises(SystemExit, match="error: The loss is (nan|inf)"):
         script.main(options(clip, pictures, tmp_path, **wild))
 
 
 def test_a_label_with_one_picture_cannot_be_split():
     with pytest.raises(ValueError, match="'b' has one picture"):
         training_data.stratified_split([Example(name, name[0], Image.new) for name in ("a1", "a2", "b1")], 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("Train", "VAL", "testing"), ["train", "validation", "test"]),
+        (("training", "eval", "Test", "holdout"), ["train", "validation", "test"]),
+        (("TRAIN", "dev"), ["train", "validation"]),
+        ((".",), ["train"]),
+    ],
+    ids=str,
+)
+def test_splits_are_known_by_their_usual_names(folders, splits, tmp_path, capsys):
+    for folder in folders:
+        for label in ("anger", "awe"):
+            save(label, 0, tmp_path / folder / label / "picture.JPG")
+    found = training_data.read_data_dir(tmp_path)
+    assert sorted(found) == sorted(splits)
+    for split, folder in zip(splits, folders):
+        assert [example.label for example in found[split]] == ["anger", "awe"]
+        assert all(Path(example.name).parents[1] == tmp_path / folder for example in found[split])
+    assert ("as they are no split: holdout" in capsys.readouterr().out) == ("holdout" in folders)
+
+
+def test_splits_that_have_two_names_or_nothing_to_train_on_are_refused(tmp_path):
+    for folder in ("val", "valid"):
+        save("awe", 0, tmp_path / folder / "awe" / "a.png")
+    with pytest.raises(ValueError, match="'val' and 'valid' are both names of the split 'validation'"):
+        training_data.read_data_dir(tmp_path)
+    shutil.rmtree(tmp_path / "valid")
+    with pytest.raises(ValueError, match="no labelled pictures"):
+        training_data.read_data_dir(tmp_path)
+
+
+def test_hidden_files_and_folders_are_no_pictures_and_no_labels(tmp_path):
+    seen = save("awe", 0, tmp_path / "train" / "awe" / "deep" / "a.png")
+    hidden = [
+        "awe/._a.png",
+        "awe/.thumbnails/a.png",
+        "awe/@eaDir/a.png/a.png",
+        ".ipynb_checkpoints/a.png",
+        "_old/a.png",
+    ]
+    for name in hidden:
+        save("awe", 0, tmp_path / "train" / name)
+    also = save("awe", 0, tmp_path / "train" / "awe" / "_DSC0001.jpg")  # as cameras call them
+    assert [example.name for example in training_data.read_data_dir(tmp_path)["train"]] == sorted([also, seen])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_list(tmp_path):
+    save("awe", 0, tmp_path / "images" / "awe" / "a.png")
+    line = json.dumps({"file_name": "awe/a.png", "text": "a lake"})
+    (tmp_path / "images" / "metadata.jsonl").write_text(line + "\n", encoding="utf-8-sig")
+    assert training_data.read_data_dir(tmp_path / "images")["train"][0].caption == "a lake"
+    save("awe", 0, tmp_path / "fi" / "one.jpg")
+    (tmp_path / "fi" / "awe.csv").write_text("awe,http://farm1.host/one.jpg,0,5\n", encoding="utf-8-sig")
+    assert [example.label for example in training_data.read_data_dir(tmp_path / "fi")["train"]] == ["awe"]
+    write_emoset(tmp_path / "emoset", with_id=False)
+    for path in (tmp_path / "emoset").glob("*.json"):
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(training_data.read_data_dir(tmp_path / "emoset")["train"]) == 8
+
+
+def test_a_run_says_first_what_it_learns_from_and_nothing_of_missing_keys(clip, pictures, tmp_path, capfd):
+    quick = {"num_epochs": 1, "text_weight": 0, "resume_from_checkpoint": "latest"}
+    script.main(options(clip, pictures, tmp_path / "new", **quick))
+    told, errors = capfd.readouterr()
+    lines = told.splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["pictures", *LABELS, "all"],
+        ["train", "7", "7", "7", "21"],
+        ["validation", "3", "3", "3", "9"],
+    ]
+    assert lines[3].startswith("Few validation pictures, under 10, of awe, anger, calm")
+    assert lines[4] == f"{tmp_path / 'new'} holds no checkpoint yet: the run starts at its beginning."
+    assert "classifier.0.weight" not in told + errors and "text_model" not in told + errors
 
 
 def test_unreadable_pictures_are_reported_and_left_out(clip, pictures, tmp_path, capsys):
@@ -653,7 +732,7 @@ def test_degraded_pictures_are_soft_and_pale():
 
 def test_robust_training_degrades_half_of_the_pictures(monkeypatch):
     calls = []
-    monkeypatch.setattr(emotion_data, "degrade", lambda pixels, rng: calls.append(1) or pixels)
+    monkeypatch.setattr(training_data, "degrade", lambda pixels, rng: calls.append(1) or pixels)
     for seed in range(200):
         training_data.augment(picture("awe", 0), 8, "robust", random.Random(seed))
     assert 70 < len(calls) < 130

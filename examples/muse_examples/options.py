@@ -3,6 +3,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from dataclasses import Field, fields
 from functools import wraps
@@ -164,6 +165,13 @@ def start_tokens(text: str) -> str | Path:
     return text if text in ("random", "emotion") else existing_file(text)
 
 
+def meaning(name: str) -> str:
+    """What the pipeline's documentation says of one of its arguments, in one sentence; empty if nothing."""
+    found = re.search(rf"^ *{name} \(.*?\): (.*?)(?=^ *\w+ \(|^ *$)", MusePipeline.__call__.__doc__ or "", re.M | re.S)
+    text = " ".join(found[1].split()) if found else ""
+    return text.partition(". ")[0].removesuffix(".").replace("%", "%%")
+
+
 def setting(field: Field) -> Callable[[str], Any]:
     """The type of an option that is a field of `GuidanceSettings`, which knows its range."""
     hint = get_type_hints(GuidanceSettings)[field.name]
@@ -281,7 +289,7 @@ def add_guidance_options(parser: argparse.ArgumentParser) -> None:
         help="what the tokens start from: noise, the emotion's word, or a library of make_emotion_library.py",
     )
     for field in fields(GuidanceSettings):
-        group.add_argument(f"--{field.name}", type=setting(field), help=field.metadata.get("help"))
+        group.add_argument(f"--{field.name}", type=setting(field), help=meaning(field.name))
 
 
 def call_options(args: argparse.Namespace) -> dict[str, Any]:
