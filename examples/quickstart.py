@@ -151,9 +151,10 @@ def tell(pipe: DiffusionPipeline, judge: Any, args: argparse.Namespace, options:
     emotions = [None, *pipe.emotion_labels]
     pictures = run_batch(pipe, [Job(args.prompt, emotion, args.seed) for emotion in emotions], **options)
     save(sheet_of(pipe, judge, pictures, emotions, "stock", f"“{args.prompt}”"), args.output / EMOTIONS)
-    traces = [made.trace for made in pictures[1:] if args.emotion in (None, *made.trace.emotion)]
+    traces = [made.trace for made in pictures[1:]]
+    chosen = [trace for trace in traces if args.emotion in trace.emotion]
     threshold = options.get("semantic_threshold", pipe.config.semantic_threshold)
-    plot_inner_loop(traces, threshold, args.output / INNER_LOOP)
+    plot_inner_loop(chosen or traces, threshold, args.output / INNER_LOOP)
     return pictures
 
 

@@ -10,9 +10,8 @@ each emotion's most confident pictures. A run that was killed goes on where it e
 again. Where a picture's `metadata.jsonl`, name or folder tells the emotion that was intended, the summary holds
 accuracy and recall.
 
-Pictures are prepared as the pipeline prepares previews for the classifier that guides: those of another aspect ratio
-are squeezed, so that all of a picture counts. With --center_crop they are cut to the middle, as many classifiers were
-trained. Square pictures are the same either way.
+Pictures are prepared as the classifier's image processor does. SimEmo, which guides, has them squeezed to a square, so
+that all of a picture counts; with --center_crop they are cut to the middle, as many classifiers were trained.
 """
 
 import argparse
@@ -25,6 +24,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ from muse_examples.pipelines import DTYPES
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from pipeline_muse import MIKELS_WHEEL, PIXEL_SETTINGS, PixelSpec, to_rgb
+from pipeline_muse import MIKELS_WHEEL, PIXEL_SETTINGS, PixelSpec, check_classifier, to_rgb
 
 
 UNKNOWN_SUFFIXES = frozenset((".heic", ".heif", ".jxl", ".raw", ".cr2", ".nef", ".arw", ".dng"))  # of other programs
@@ -113,6 +113,8 @@ def load_classifier(args: argparse.Namespace) -> tuple[PreTrainedModel, PixelSpe
         spec = PixelSpec.from_classifier(classifier)
     else:
         spec = PixelSpec.from_processor(AutoImageProcessor.from_pretrained(args.classifier, **source))
+        spec.write_to(classifier)
+    check_classifier(classifier)
     return classifier.to(args.device).eval(), spec
 
 
@@ -174,14 +176,14 @@ def claim_output(args: argparse.Namespace, classifier: PreTrainedModel, spec: Pi
         "folder": str(args.folder.resolve()),
         "weights": fingerprint(classifier),
         "labels": label_names(classifier),
-        "pixels": [list(values) for values in (spec.size, spec.mean, spec.std)],
+        "pixels": asdict(spec),
         "center_crop": args.center_crop,
         "dtype": args.dtype,
     }
     path = args.output_dir / "settings.json"
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
-        if others := [name for name, value in settings.items() if known.get(name) != value]:
+        if others := [name for name, value in json.loads(json.dumps(settings)).items() if known.get(name) != value]:
             raise ValueError(
                 f"--output_dir: {str(args.output_dir)!r} holds the scores of {known.get('classifier')!r} for"
                 f" {known.get('folder')!r}, with other {', '.join(others)}. Choose another, or delete it."

@@ -90,7 +90,6 @@ def test_what_a_user_can_mend_ends_a_script_in_one_line(capsys):
     [
         (generate, ["--emotion", "none"], "--prompt"),
         (generate, ["--prompt", "a cat", "--emotion", "awe", "--height", "65"], "multiple of 8"),
-        (edit, ["--image", PICTURE, "--prompt", "a", "--width", "64"], "--height and --width both"),
         (edit, ["--image", str(quickstart.PICTURE.parent), "--prompt", "a"], "is a folder; name files in it"),
         (edit, ["--image", PICTURE, "--prompt", "a", "--negative_prompt", "b", "c"], "2 negative_prompts for 1"),
         (generate, ["--prompt", "a", "--update_interval", "0"], "`update_interval` has to lie in [1, inf]"),
@@ -426,15 +425,21 @@ def test_a_gate_that_never_opens_is_told_at_the_end(plain_base, tmp_path, run, c
 
 
 @pytest.mark.parametrize("script", [generate, make_emotion_library, quickstart])
-def test_emotions_that_no_model_knows_end_a_script_before_models_load(script, plain_base, tmp_path, monkeypatch, run):
+def test_misspelt_emotions_end_a_script_before_models_load(script, plain_base, tmp_path, monkeypatch, run):
     for module in ("muse_examples.runs", "make_emotion_library", "quickstart"):
         monkeypatch.setattr(f"{module}.load_pipeline", None)
     (tmp_path / "prompts.txt").write_text("a cat")
     arguments = [] if script is quickstart else ["--prompts", tmp_path / "prompts.txt"]
     arguments += ["--output_dir" if script is generate else "--output", tmp_path / "out"]
-    with pytest.raises(SystemExit, match="error: .*boredom"):
-        run(script, *plain_base, "--emotion", "boredom", *arguments)
+    with pytest.raises(SystemExit, match="did you mean 'excitement'"):
+        run(script, *plain_base, "--emotion", "excitment", *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_words_of_ones_own_are_emotions_and_one_side_is_enough(plain_base, tmp_path, run):
+    command = [generate, *plain_base, "--prompt", "a cat", "--emotion", "gloom", "--output_dir", tmp_path / "out"]
+    run(*command, "--height", 16, *SHORT)
+    assert Image.open(tmp_path / "out" / "000_gloom_0.png").size == (32, 16)
 
 
 def test_a_folder_without_pictures_belongs_to_nobody(plain_base, tmp_path, run, monkeypatch):

@@ -204,7 +204,8 @@ def many_pictures_parser(description: str, output_dir: str) -> argparse.Argument
         nargs="+",
         type=parse_emotion,
         default=list(MIKELS_WHEEL),
-        help="emotions, mixtures such as awe=0.7,fear=0.3, or none; each picture is made with each. "
+        help="emotions, mixtures such as awe=0.7,fear=0.3, or none; each picture is made with each. Words that the "
+        "classifier does not know are left to CLIP. "
         "Default: the eight of Mikels' wheel.",
     )
     parser.add_argument("--batch_size", type=positive_int, default=1, help="pictures at a time")
@@ -219,8 +220,10 @@ def many_pictures_parser(description: str, output_dir: str) -> argparse.Argument
 
 def add_size_options(parser: argparse.ArgumentParser) -> None:
     """Adds the size of the pictures."""
-    parser.add_argument("--height", type=positive_int, help="in px, a multiple of 8, with --width; default: own size")
-    parser.add_argument("--width", type=positive_int, help="in px, a multiple of 8, with --height")
+    parser.add_argument(
+        "--height", type=positive_int, help="in px, a multiple of 8; default: what suits base and picture"
+    )
+    parser.add_argument("--width", type=positive_int, help="in px, a multiple of 8; default: likewise")
 
 
 def check_size(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -228,8 +231,6 @@ def check_size(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     for name in ("height", "width"):
         if (getattr(args, name) or 0) % 8:
             parser.error(f"--{name} has to be a multiple of 8")
-    if (args.height is None) != (args.width is None):
-        parser.error("give --height and --width both, or neither")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

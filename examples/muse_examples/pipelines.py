@@ -3,7 +3,7 @@
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from filelock import FileLock
 from transformers import CLIPModel
 
 from muse_examples import REPOSITORY
-from pipeline_muse import EMOTION_PROMPTS, Emotion, normalize_emotion
+from pipeline_muse import EMOTION_PROMPTS, Emotion, normalize_emotion, other_words
 
 
 # The CLIP whose text encoder Stable Diffusion 1.x and XL have.
@@ -69,11 +69,12 @@ def known_labels(args: argparse.Namespace) -> list[str] | None:
     return list(EMOTION_PROMPTS) if has_none else None
 
 
-def check_emotions(emotions: Iterable[Emotion], labels: Sequence[str] | None) -> None:
-    """Raises a `ValueError` for an emotion that is none of `labels`, where these are known."""
+def check_emotions(emotions: Sequence[Emotion], labels: Sequence[str] | None) -> None:
+    """Raises a `ValueError` for misspelt emotions and weights out of range, where `labels` are known; other words are
+    left to the CLIP, which every base of [`load_pipeline`] has."""
     if labels:
         for emotion in emotions:
-            normalize_emotion(emotion, labels)
+            normalize_emotion(emotion, [*labels, *other_words(emotions, labels)])
 
 
 def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
