@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """SimEmo: an emotion classifier on a CLIP vision tower, the guide of MUSE (https://huggingface.co/papers/2511.21051).
 
 One class covers the classifiers that the paper names; they differ in configuration only:

@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """What MUSE costs, measured side by side: against the stock pipeline, its unavoidable parts, and the plain way.
 
     python examples/benchmark.py --architecture sd15 --sections tax limit plain
@@ -22,7 +10,7 @@ is given, so a run may be stopped and taken up. Sections:
     tax         a call without an emotion against the parent pipeline
     limit       an inner iteration against the sum of its unavoidable parts
     plain       an inner iteration, and a denoising step, against the same written straightforwardly
-    calls       whole calls against the stock pipeline: the defaults, and `MusePipeline.presets`
+    calls       whole calls against the stock pipeline, with each of `MusePipeline.presets`
     leak        memory after ten guided calls against memory after one
     peak        the most memory that an inner iteration takes, with each option
     throughput  images per minute against the batch size
@@ -32,18 +20,15 @@ is given, so a run may be stopped and taken up. Sections:
 
 import argparse
 import gc
-import importlib
 import inspect
 import json
 import os
-import platform
 import signal
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -51,36 +36,36 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
-import transformers
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
-from full_size import build_pipeline, measured_memory, random_module, release_memory, resident
-from loading import DTYPES, REPOSITORY, default_device, load_pipeline, positive_int, processor, whole_file
+from muse_examples import REPOSITORY
+from muse_examples.architectures import build_pipeline, random_module
+from muse_examples.files import write_whole
+from muse_examples.measuring import measured_memory, processor, release_memory, resident, versions
+from muse_examples.options import one_line_errors, positive_int
+from muse_examples.pipelines import DTYPES, checkpoint_gradients, default_device, load_pipeline, settings_of
 from tqdm.auto import tqdm
 
 from pipeline_muse import (
-    checkpointed,
+    PixelSpec,
     clip_similarity,
     frozen,
-    guide_noise,
     label_weights,
     muse_loss,
     predict_x0,
-    select_rows,
     signal_level,
+    wheel_neighbors,
 )
-from pipeline_muse_xl import MuseXLPipeline, upcast
 
 
 Row = dict[str, Any]
 Measurement = Callable[[], Row]
 
-# What is compared: arguments of the call; `preview_vae` is a component.
+# What is compared: how the pipeline stands.
 VARIANTS: dict[str, dict[str, bool]] = {
     "full VAE": {},
     "gradient_checkpointing": {"gradient_checkpointing": True},
@@ -94,6 +79,7 @@ PAPER_STEPS, PAPER_INNER_STEPS = 50, 10
 GUIDED: dict[str, Any] = {
     "prompt": PROMPT,
     "emotion": "awe",
+    "preset": "paper",
     "semantic_threshold": 0,
     "loss_threshold": float("-inf"),
     "output_type": "latent",
@@ -102,7 +88,8 @@ SIZES = {"storybook": (64, 64), "sd15": (512, 256), "sdxl": (1024, 512)}  # pixe
 STORYBOOK_PROMPTS = ("a house in the park", "a boat in the harbour")
 STOCK_STEP, BACKWARD = "unet, 2 rows", ", backward"  # names of parts
 WHOLE_PRESETS = ("fast",)  # what is also measured whole, at worst: the gate opens at once, and no loop ends early
-AT_WORST = {"semantic_threshold": 0, "loss_threshold": float("-inf"), "stop_probability": None}
+AT_WORST = {"semantic_threshold": 0, "loss_threshold": float("-inf")}
+LEAST_INNER_STEPS = 2  # a single one is taken otherwise, and not looked at again
 CALLS_OF_LEAK = 10
 
 
@@ -146,25 +133,39 @@ class Bench:
         return pipe(**{"height": self.size, "width": self.size, "generator": generator} | arguments)
 
     @contextmanager
-    def variant(self, name: str) -> Iterator[dict[str, bool]]:
-        """Arguments of the call for one of `VARIANTS`, with its `preview_vae` in place."""
-        options, before = dict(VARIANTS[name]), self.pipe.preview_vae
-        self.pipe.preview_vae = self.preview_vae if options.pop("preview_vae", False) else None
+    def variant(self, name: str) -> Iterator[None]:
+        """The pipeline as one of `VARIANTS`."""
+        options, before = VARIANTS[name], self.pipe.preview_vae
+        self.pipe.preview_vae = self.preview_vae if options.get("preview_vae") else None
+        if options.get("gradient_checkpointing"):
+            checkpoint_gradients(self.pipe)
         try:
-            yield options
+            yield
         finally:
+            if options.get("gradient_checkpointing"):
+                checkpoint_gradients(self.pipe, enable=False)
             self.pipe.preview_vae = before
 
     @contextmanager
-    def in_call(self, gradient_checkpointing: bool = False) -> Iterator[None]:
+    def in_call(self) -> Iterator[None]:
         """The networks as they are inside of a guided call."""
-        with ExitStack() as stack:
-            stack.enter_context(frozen(*self.pipe._guidance_chain))
-            if isinstance(self.pipe, MuseXLPipeline):
-                stack.enter_context(upcast(self.pipe.vae))
-            if gradient_checkpointing:
-                stack.enter_context(checkpointed(self.pipe.unet, self.pipe._preview_decoder))
+        networks = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
+        with frozen(*networks), self.upcast():
             yield
+
+    @contextmanager
+    def upcast(self) -> Iterator[None]:
+        """XL's VAE in float32 where it overflows in float16."""
+        vae = self.pipe.vae
+        is_xl = "text_encoder_2" in self.pipe.components
+        overflows = is_xl and vae.config.force_upcast and vae.dtype == torch.float16
+        if overflows:
+            vae.to(torch.float32)
+        try:
+            yield
+        finally:
+            if overflows:
+                vae.to(torch.float16)
 
 
 # --------------------------------------------------------------------------------------
@@ -258,6 +259,13 @@ class Step:
     similar: torch.Tensor  # (B, C)
 
 
+def rows_of(value: Any, rows: slice, count: int) -> Any:
+    """Some of the `count` rows of what the UNet is told, in nested dicts too."""
+    if isinstance(value, dict):
+        return {name: rows_of(part, rows, count) for name, part in value.items()}
+    return value[rows] if isinstance(value, torch.Tensor) and value.shape[:1] == (count,) else value
+
+
 def first_step(bench: Bench, **overrides: Any) -> Step:
     """Sees what a real call feeds its networks."""
     pipe, calls = bench.pipe, []
@@ -268,15 +276,19 @@ def first_step(bench: Bench, **overrides: Any) -> Step:
         hook.remove()
     (model_input, timestep), arguments = calls[0]
     labels, traces = output.trace[0].labels, output.trace
-    rows = list(range(len(traces)))
-    similar = [pipe._resolve_similar(None, trace.emotion, labels) for trace in traces]
+    count = len(traces)
+    similar = [
+        {other: 1 / len(others) for other in others}
+        for trace in traces
+        for others in [set(wheel_neighbors(*trace.emotion)) & set(labels)]
+    ]
     inherent = [{} if trace.inherent_emotion in trace.emotion else {trace.inherent_emotion: 1.0} for trace in traces]
     return Step(
-        model_input[rows],
+        model_input[:count],
         timestep,
         arguments,
-        select_rows(arguments, rows, [], len(rows)),
-        select_rows(arguments, [], rows, len(rows)),
+        rows_of(arguments, slice(count), 2 * count),
+        rows_of(arguments, slice(count, None), 2 * count),
         output.emotion_tokens,
         *(
             label_weights(weights, labels).to(pipe.device)
@@ -319,16 +331,29 @@ class Part:
         return torch.autograd.grad(output, leaf, torch.ones_like(output))[0]
 
 
+def decode_preview(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tensor:
+    """Pixels `(B, 3, H, W)` in about [-1, 1], by `preview_vae` if there is one."""
+    vae = pipe.preview_vae or pipe.vae
+    return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+
+
+def classify(pipe: DiffusionPipeline, pixels: torch.Tensor) -> torch.Tensor:
+    """Logits `(B, C)`, float32, of pixels in about [-1, 1]."""
+    classifier = pipe.emotion_classifier
+    inputs = PixelSpec.from_classifier(classifier).prepare(pixels).to(classifier.dtype)
+    return classifier(pixel_values=inputs).logits.float()
+
+
 def inner_parts(bench: Bench, step: Step) -> dict[str, Part]:
     """What no inner iteration can do without: S -> UNet -> noise, latents -> decoder -> pixels -> classifier."""
     pipe = bench.pipe
     latents = step.model_input.float()
     with torch.no_grad():
-        pixels = pipe._decode_preview(latents)
+        pixels = decode_preview(pipe, latents)
     return {
         "unet": Part(partial(predict, pipe, step, step.cond), step.tokens),
-        "decoder": Part(pipe._decode_preview, latents),
-        "classifier": Part(pipe._classify, pixels),
+        "decoder": Part(partial(decode_preview, pipe), latents),
+        "classifier": Part(partial(classify, pipe), pixels),
     }
 
 
@@ -340,7 +365,7 @@ def whole_iteration(bench: Bench, step: Step) -> Part:
 
 def parent_of(pipe: DiffusionPipeline) -> DiffusionPipeline:
     """The stock pipeline around the same modules."""
-    parent = type(pipe).__bases__[0]
+    parent = type(pipe).__bases__[-1]
     names = inspect.signature(parent).parameters.keys()
     settings = {name: pipe.config[name] for name in names - pipe.components.keys() if name in pipe.config}
     stock = parent(**{name: part for name, part in pipe.components.items() if name in names}, **settings)
@@ -374,12 +399,12 @@ def limit(bench: Bench) -> Mapping[str, Measurement]:
     """The limit: an inner iteration against the sum of its parts, forth and back. Goal: at most 1.10."""
 
     def measure(name: str) -> Row:
-        with bench.variant(name) as options, bench.in_call(**options):
+        with bench.variant(name), bench.in_call():
             parts = inner_parts(bench, first_step(bench))
             works: dict[str, Callable[[], Any]] = {part: work.forward_backward for part, work in parts.items()}
             works |= {
-                "short": partial(bench.guided, max_inner_steps=1, **options),
-                "long": partial(bench.guided, max_inner_steps=1 + bench.iterations, **options),
+                "short": partial(bench.guided, max_inner_steps=LEAST_INNER_STEPS),
+                "long": partial(bench.guided, max_inner_steps=LEAST_INNER_STEPS + bench.iterations),
             }
             seconds = interleaved(works, bench)
         ours = per_iteration(seconds["short"], seconds["long"], bench)
@@ -434,7 +459,7 @@ def plain_step(
 
     def guided_noise() -> torch.Tensor:
         noise_null = predict(pipe, step, step.null)
-        return guide_noise(noise_null, predict(pipe, step, step.cond, tokens), pipe.guidance_scale)
+        return torch.lerp(noise_null, predict(pipe, step, step.cond, tokens), pipe.guidance_scale)
 
     losses = []
     for _ in range(inner_steps):
@@ -445,7 +470,7 @@ def plain_step(
             scheduler.config.prediction_type,
         )
         image = vae.decode((x0 / vae.config.scaling_factor).to(vae.dtype)).sample
-        logits = pipe._classify(image)
+        logits = classify(pipe, image)
         loss = muse_loss(logits, step.target, step.inherent, step.similar, 0.0005, 0.0015).sum()
         adam.zero_grad()
         loss.backward()
@@ -458,12 +483,12 @@ def plain_step(
 def plain(bench: Bench) -> Mapping[str, Measurement]:
     """The plain way: the same iteration written straightforwardly. Goals: at most 0.5 of its time and its memory."""
     pipe = bench.pipe
-    inner_steps = (1, 1 + bench.iterations)
+    inner_steps = (LEAST_INNER_STEPS, LEAST_INNER_STEPS + bench.iterations)
 
     def measure(name: str) -> Row:
         step = first_step(bench)
-        with bench.variant(name) as options:
-            call = partial(bench.guided, num_inference_steps=1, **options)
+        with bench.variant(name):
+            call = partial(bench.guided, num_inference_steps=1)
 
             def straightforward(count: int) -> None:
                 with trainable(pipe.unet, pipe.vae, pipe.emotion_classifier):
@@ -473,9 +498,7 @@ def plain(bench: Bench) -> Mapping[str, Measurement]:
             for count in inner_steps:
                 works[f"plain {count}"] = partial(straightforward, count)
                 works[f"ours {count}"] = partial(call, max_inner_steps=count)
-            with ExitStack() as stack:
-                if isinstance(pipe, MuseXLPipeline):
-                    stack.enter_context(upcast(pipe.vae))
+            with bench.upcast():
                 seconds = interleaved(works, bench)
                 peaks = {}
                 for way in ("plain", "ours"):
@@ -486,7 +509,7 @@ def plain(bench: Bench) -> Mapping[str, Measurement]:
         for way in peaks:
             shorter, longer = (seconds[f"{way} {count}"] for count in inner_steps)
             one[way] = [(more - less) / bench.iterations for less, more in zip(shorter, longer)]
-            ten[way] = [less + (PAPER_INNER_STEPS - 1) * each for less, each in zip(shorter, one[way])]
+            ten[way] = [less + (PAPER_INNER_STEPS - inner_steps[0]) * each for less, each in zip(shorter, one[way])]
         for title, values in (("iteration", one), ("step of 10", ten)):
             row |= {f"{title}, {way}, s": summary(values[way]) for way in values}
             row[f"{title}, ratio"] = ratio(values["ours"], values["plain"])
@@ -524,7 +547,7 @@ def counted(pipe: DiffusionPipeline) -> Iterator[Counter[str]]:
 
     hooks: list[tuple[torch.nn.Module, Callable]] = [
         (pipe.unet, lambda module, given, output: see("unet", given, output[0])),
-        (pipe._preview_decoder.decoder, lambda module, given, output: see("preview", given, output)),
+        ((pipe.preview_vae or pipe.vae).decoder, lambda module, given, output: see("preview", given, output)),
         (pipe.emotion_classifier, lambda module, given, output: see("classifier", given, output.logits)),
         (pipe.clip_model, lambda module, given, output: see("gate", given, output.image_embeds)),
     ]
@@ -560,7 +583,8 @@ def call_parts(bench: Bench, scales: Iterable[float] = (1.0,)) -> dict[str, floa
     pipe, step = bench.pipe, first_step(bench)
     parts = inner_parts(bench, step)
     latents, pixels = parts["decoder"].value, parts["classifier"].value
-    text = pipe._tokenize_gate([PROMPT])
+    length = pipe.clip_model.config.text_config.max_position_embeddings
+    text = pipe.tokenizer([PROMPT], padding="max_length", max_length=length, return_tensors="pt").to(pipe.device)
     encode = partial(pipe.encode_prompt, PROMPT, device=pipe.device, do_classifier_free_guidance=True)
     works: dict[str, Callable[[], Any]] = {
         "text": partial(encode, num_images_per_prompt=1),
@@ -609,9 +633,9 @@ def calls(bench: Bench) -> Mapping[str, Measurement]:
             return call_parts(bench, scales)
 
     def compute(name: str) -> Row:
-        arguments = {"num_inference_steps": bench.whole_steps} | presets[name]
+        arguments = {"num_inference_steps": bench.whole_steps, "preset": name}
         counts = counts_on_storybook(arguments)
-        stock = {STOCK_STEP: arguments["num_inference_steps"], "text": 1, "output": 1}
+        stock = {STOCK_STEP: bench.whole_steps, "text": 1, "output": 1}
         row: Row = {"kind": "computed from parts", "counts": counts}
         for variant in ("full VAE", "preview_vae"):
             parts = parts_with(variant)
@@ -625,8 +649,8 @@ def calls(bench: Bench) -> Mapping[str, Measurement]:
         return row
 
     def measure(name: str, variant: str) -> Row:
-        arguments = GUIDED | {"prompt": [PROMPT], "num_inference_steps": bench.whole_steps} | presets[name] | AT_WORST
-        steps = arguments["num_inference_steps"]
+        steps = bench.whole_steps
+        arguments = GUIDED | {"prompt": [PROMPT], "num_inference_steps": steps, "preset": name} | AT_WORST
         with bench.variant(variant):
             stock = seconds_of(partial(bench.stock, num_inference_steps=steps, output_type="latent"), bench.device)
             with counted(bench.pipe) as counts:
@@ -668,11 +692,11 @@ def leak(bench: Bench) -> Mapping[str, Measurement]:
     """Memory after ten guided calls equals memory after one."""
 
     def measure(name: str) -> Row:
-        with bench.variant(name) as options:
+        with bench.variant(name):
             held = []
             for calls in (1, CALLS_OF_LEAK - 1):
                 for _ in range(calls):
-                    bench.guided(max_inner_steps=1, **options)
+                    bench.guided(max_inner_steps=LEAST_INNER_STEPS)
                 release_memory()
                 tensors = torch.cuda.memory_allocated() if bench.device.startswith("cuda") else live_bytes()
                 held.append((tensors, resident()))
@@ -692,8 +716,9 @@ def peak(bench: Bench) -> Mapping[str, Measurement]:
     """The most memory that a guided call takes, with each option; on a CPU that of the whole process."""
 
     def measure(name: str, batch_size: int, **options: Any) -> Row:
-        with bench.variant(name) as chosen:
-            call = partial(bench.guided, batch_size, num_inference_steps=1, max_inner_steps=1, **chosen, **options)
+        with bench.variant(name):
+            steps = {"num_inference_steps": 1, "max_inner_steps": LEAST_INNER_STEPS}
+            call = partial(bench.guided, batch_size, **steps, **options)
             with measured_memory(bench.device) as memory:
                 call()
         return {
@@ -719,13 +744,13 @@ def throughput(bench: Bench) -> Mapping[str, Measurement]:
     def measure(batch_size: int) -> Row:
         works: dict[str, Callable[[], Any]] = {
             "stock": partial(bench.stock, batch_size=batch_size, output_type="latent"),
-            "guided": partial(bench.guided, batch_size, max_inner_steps=bench.iterations),
+            "guided": partial(bench.guided, batch_size, max_inner_steps=LEAST_INNER_STEPS),
         }
         seconds = interleaved(works, bench)
         rates = {name: [60 * batch_size / value for value in values] for name, values in seconds.items()}
         return {
             "denoising steps": bench.steps,
-            "inner steps": bench.iterations,
+            "inner steps": LEAST_INNER_STEPS,
             **{f"{name}, images/min": summary(values) for name, values in rates.items()},
         }
 
@@ -759,10 +784,12 @@ def side_multiple(pipe: DiffusionPipeline) -> int:
 def laws(bench: Bench) -> Mapping[str, Measurement]:
     """How the seconds of a guided call grow: lines, and a power of the number of pixels."""
     multiple = side_multiple(bench.pipe)
+    width = bench.pipe.unet.config.cross_attention_dim
     sides = sorted({max(multiple, round(share * bench.size / multiple) * multiple) for share in (0.5, 0.75, 1, 1.25)})
 
     def measure(points: Mapping[float, Row], fit: Callable[[Sequence[float], Sequence[float]], Row]) -> Row:
-        works = {f"x = {x}": partial(bench.guided, **{"max_inner_steps": 1} | values) for x, values in points.items()}
+        one = {"max_inner_steps": LEAST_INNER_STEPS}
+        works = {f"x = {x}": partial(bench.guided, **one | values) for x, values in points.items()}
         seconds = interleaved(works, bench)
         medians = [statistics.median(values) for values in seconds.values()]
         measured = [
@@ -772,8 +799,8 @@ def laws(bench: Bench) -> Mapping[str, Measurement]:
 
     tables: dict[str, tuple[dict[float, Row], Callable]] = {
         "denoising steps": ({x: {"num_inference_steps": x} for x in (1, 2, 3, 4)}, fit_line),
-        "inner steps": ({x: {"max_inner_steps": x} for x in (0, 1, 2, 4)}, fit_line),
-        "emotion tokens": ({x: {"num_emotion_tokens": x} for x in (1, 8, 32, 64)}, fit_line),
+        "inner steps": ({x: {"max_inner_steps": x} for x in (0, 2, 3, 4)}, fit_line),
+        "emotion tokens": ({x: {"emotion_tokens": torch.randn(x, width)} for x in (1, 8, 32, 64)}, fit_line),
         "images per batch": ({x: {"batch_size": x} for x in bench.batch_sizes}, fit_line),
         "pixels": ({side**2: {"height": side, "width": side} for side in sides}, fit_power),
     }
@@ -806,18 +833,18 @@ def plot_laws(rows: Mapping[str, Row], title: str, path: Path) -> None:
 
 
 @contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Raises a `TimeoutError` where the block takes longer; for the main thread of a system that has alarms."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError(f"stopped after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -939,9 +966,9 @@ def storybook_pipeline(device: str, dtype: str) -> DiffusionPipeline:
 
 
 def storybook_preview_vae() -> AutoencoderTiny:
-    """The decoder that `storybook/train_preview_vae.py` trains."""
-    sys.path.append(str(REPOSITORY / "examples" / "storybook"))
-    return importlib.import_module("train_preview_vae").build_preview_vae()
+    """A decoder of the shape of Storybook's own."""
+    path = REPOSITORY / settings_of(str(REPOSITORY))["preview_vae"]
+    return AutoencoderTiny.from_config(json.loads(path.read_text(encoding="utf-8")))
 
 
 def build(args: argparse.Namespace) -> Bench:
@@ -981,11 +1008,6 @@ def hardware(device: str) -> Row:
     return known
 
 
-def versions() -> dict[str, str]:
-    modules = {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
-    return {"python": platform.python_version(), **modules}
-
-
 def read_report(args: argparse.Namespace) -> Row:
     """
     The report to go on with: an empty one, or what `args.output` holds.
@@ -1006,9 +1028,7 @@ def read_report(args: argparse.Namespace) -> Row:
 
 def write_report(report: Row, path: Path) -> None:
     """Writes at once or not at all, so that a kill leaves the report of before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial_path:
-        partial_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(report, indent=1) + "\n")
 
 
 def run_section(
@@ -1069,6 +1089,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@one_line_errors
 def main() -> None:
     args = parse_args()
     bench = build(args)

@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
 Converts emotion classifiers that others released to SimEmo's layout, in safetensors.
 
@@ -31,10 +19,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import muse_examples  # noqa: F401, puts modeling_simemo on the path
 import torch
-from classifier_folder import add_output_options, check_output_options, public_name, save_classifier
-from loading import CLIP_OF_STABLE_DIFFUSION, existing_file
 from modeling_simemo import EMOSET_LABELS, SimEmoConfig, SimEmoForImageClassification
+from muse_examples.classifiers import add_output_options, check_output_options, public_name, save_classifier
+from muse_examples.options import existing_file, one_line_errors
+from muse_examples.pipelines import CLIP_OF_STABLE_DIFFUSION
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, CLIPVisionConfig
@@ -294,13 +284,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> None:
     """Converts the files of the command line."""
     args = parse_args(arguments)
-    try:
-        classifier, source = convert([read_state_dict(path) for path in args.files], args.clip)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    classifier, source = convert([read_state_dict(path) for path in args.files], args.clip)
     base = args.clip or (None if len(args.files) > 1 else source.clip)
     about = (
         f"The emotion classifier of [{source.name}](https://github.com/{source.repository}), its weights unchanged, in"

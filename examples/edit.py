@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
 Edits pictures towards emotions, with any Stable Diffusion checkpoint, 1.x, 2.x or XL.
 
@@ -20,18 +8,23 @@ python examples/edit.py --base path/or/id --image photos/*.jpg --prompt "a stree
     --emotion awe=0.5,fear=0.5 --strength 0.8 --dtype float16 --output_dir outputs/edit
 
 As with generate.py, `accelerate launch` shares the work among processes, and the same command goes on after a kill.
+Pictures may be added to a command or left out of it. One that cannot be read is named at the end; the rest is made.
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 
-from jobs import Job, run_script
-from loading import picture_file, script_parser, share
+from muse_examples.options import check_size, many_pictures_parser, one_line_errors, picture_file, share
+from muse_examples.runs import Job, run_script
+
+
+PER_PICTURE = ("image", "prompt", "mask", "negative_prompt")
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or `arguments`; ends the program with a message where they make no sense."""
-    parser = script_parser(__doc__, "outputs/edit")
+    parser = many_pictures_parser(__doc__, "outputs/edit")
     parser.add_argument("--image", nargs="+", type=picture_file, required=True, help="the pictures to edit")
     parser.add_argument(
         "--prompt",
@@ -48,12 +41,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--strength", type=share, help="share of the way to noise that is gone back, in (0, 1]")
     parser.add_argument(
-        "--guidance_reference",
-        choices=("null", "source"),
-        help="what guidance leads away from: the null prompt, as in the paper, or the picture's own prompt",
+        "--negative_prompt",
+        nargs="+",
+        default=[None],
+        help="what guidance leads away from: one text for all, or one for each. Default: the null prompt, as in the "
+        "paper; the picture's own prompt keeps more of the picture.",
     )
     args = parser.parse_args(arguments)
-    for name in ("prompt", "mask"):
+    check_size(parser, args)
+    for name in PER_PICTURE[1:]:
         values = getattr(args, name)
         if len(values) not in (1, len(args.image)):
             parser.error(f"{len(values)} {name}s for {len(args.image)} pictures; give one, or one for each")
@@ -64,16 +60,18 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def plan(args: argparse.Namespace) -> list[Job]:
     """Every picture with every emotion."""
-    return [
-        Job(prompt, emotion, args.seed, source=path, mask=mask, name=f"{index:03d}_{path.stem}")
-        for index, (path, prompt, mask) in enumerate(zip(args.image, args.prompt, args.mask))
-        for emotion in args.emotion
-    ]
+    stems = Counter(path.stem.casefold() for path in args.image)
+    jobs = []
+    for index, (path, prompt, mask, negative_prompt) in enumerate(zip(*(getattr(args, name) for name in PER_PICTURE))):
+        name = f"{index:03d}_{path.stem}" if stems[path.stem.casefold()] > 1 else path.stem
+        jobs += [Job(prompt, emotion, args.seed, path, mask, name, negative_prompt) for emotion in args.emotion]
+    return jobs
 
 
+@one_line_errors
 def main() -> None:
     args = parse_args()
-    run_script(args, plan(args))
+    run_script(args, plan(args), PER_PICTURE)
 
 
 if __name__ == "__main__":

@@ -1,58 +1,23 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
-Mikels' wheel of emotions: draws it, and says how grave a classifier's mistakes are by it.
+Draws Mikels' wheel of emotions, and where they lie by valence and arousal.
 
 python examples/emotion_wheel.py --output outputs/emotion_wheel.png
 """
 
 import argparse
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
-from sheets import FAINT, INK, PAPER
+from muse_examples.contact_sheets import FAINT, INK, PAPER
+from muse_examples.options import one_line_errors
 
-from pipeline_muse import MIKELS_WHEEL, wheel_distance
-
-
-def ecc_emc(answers: Iterable[tuple[str, str]]) -> tuple[float, float]:
-    """
-    Two measures of "To err like human" (NeurIPS 2024), Eq. 3 and 4, on its polarity-aware distance.
-
-    Args:
-        answers (iterable of `tuple[str, str]`): Pairs of the true and the predicted emotion, both on the wheel.
-
-    Returns:
-        `tuple[float, float]`: Emotion confusion confidence, in which a mistake counts the less the further it is off
-        (1 if there is none), and emotional misclassification confidence, the same among mistakes only (1 if all are
-        beside the truth; not a number if there are none).
-
-    Raises:
-        ValueError: If there are no answers, or one is off the wheel.
-    """
-    distances = [wheel_distance(truth, answer, polarity_aware=True) for truth, answer in answers]
-    if not distances:
-        raise ValueError("`answers` has to hold at least one pair of emotions.")
-    mistakes = [distance for distance in distances if distance > 0]
-    ecc = sum(1 / (1 + distance) for distance in distances) / len(distances)
-    return ecc, sum(1 / distance for distance in mistakes) / len(mistakes) if mistakes else math.nan
+from pipeline_muse import MIKELS_WHEEL
 
 
 def draw(path: Path) -> Path:
     """Draws the wheel, and the places of its emotions by valence and arousal; returns the path."""
-    import matplotlib  # here, as the measures above do without
+    import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
@@ -80,6 +45,7 @@ def draw(path: Path) -> Path:
     return path
 
 
+@one_line_errors
 def main() -> None:
     """Draws the wheel of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

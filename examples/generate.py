@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
 Generates pictures that evoke emotions, with any Stable Diffusion checkpoint, 1.x, 2.x or XL.
 
@@ -28,40 +16,44 @@ with other options it is refused. `metadata.jsonl` and `sheet.png` are written o
 import argparse
 from collections.abc import Sequence
 
-from jobs import Job, run_script
-from loading import positive_int, prompts_file, script_parser
+from muse_examples.options import (
+    PROMPTS_HELP,
+    check_size,
+    many_pictures_parser,
+    one_line_errors,
+    positive_int,
+    prompts_file,
+)
+from muse_examples.runs import Job, run_script
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or `arguments`; ends the program with a message where they make no sense."""
-    parser = script_parser(__doc__, "outputs/generate")
+    parser = many_pictures_parser(__doc__, "outputs/generate")
     parser.add_argument("--prompt", nargs="+", default=[], help="what the pictures show")
-    parser.add_argument("--prompts", type=prompts_file, default=[], help="a text file with one prompt per line")
+    parser.add_argument("--prompts", type=prompts_file, default=[], help=PROMPTS_HELP)
     parser.add_argument("--negative_prompt", help="what the pictures should not show")
     parser.add_argument("--num_images", type=positive_int, default=1, help="pictures per prompt and emotion")
-    parser.add_argument("--height", type=positive_int, help="in px, a multiple of 8; default: the base's own")
-    parser.add_argument("--width", type=positive_int, help="in px, a multiple of 8; default: the base's own")
     args = parser.parse_args(arguments)
     args.prompt = args.prompt + args.prompts
     del args.prompts
     if not args.prompt and None in args.emotion:
         parser.error("give a --prompt for pictures without an emotion")
-    for name in ("height", "width"):
-        if (getattr(args, name) or 0) % 8:
-            parser.error(f"--{name} has to be a multiple of 8")
+    check_size(parser, args)
     return args
 
 
 def plan(args: argparse.Namespace) -> list[Job]:
     """Every prompt with every emotion, from the same seeds, so that the emotion is all that differs."""
     return [
-        Job(prompt, emotion, args.seed + number, name=f"{index:03d}")
+        Job(prompt, emotion, args.seed + number, name=f"{index:03d}", negative_prompt=args.negative_prompt)
         for index, prompt in enumerate(args.prompt or [None])
         for number in range(args.num_images)
         for emotion in args.emotion
     ]
 
 
+@one_line_errors
 def main() -> None:
     args = parse_args()
     run_script(args, plan(args))

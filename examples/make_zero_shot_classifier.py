@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
 Makes an emotion classifier of a CLIP without any training: a linear head of text features, one per label.
 
@@ -26,10 +14,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import muse_examples  # noqa: F401, puts modeling_simemo on the path
 import torch
-from classifier_folder import add_output_options, check_output_options, public_name, save_classifier
-from loading import CLIP_OF_STABLE_DIFFUSION, existing_file
 from modeling_simemo import EMOSET_LABELS, SimEmoConfig, SimEmoForImageClassification
+from muse_examples.classifiers import add_output_options, check_output_options, public_name, save_classifier
+from muse_examples.files import read_text
+from muse_examples.options import existing_file, one_line_errors
+from muse_examples.pipelines import CLIP_OF_STABLE_DIFFUSION
 from transformers import CLIPModel, CLIPTokenizer
 
 from pipeline_muse import EMOTION_TEMPLATES
@@ -66,7 +57,7 @@ def read_prompts(path: Path) -> dict[str, list[str]]:
         ValueError: If the file is not such a table.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"`prompts`: {str(path)!r} is not JSON ({error}).") from error
     if not isinstance(table, dict) or not table:
@@ -149,15 +140,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> None:
     """Makes the classifier of the command line."""
     args = parse_args(arguments)
     clip_model = CLIPModel.from_pretrained(args.clip, dtype=torch.float32).eval()
     tokenizer = CLIPTokenizer.from_pretrained(args.tokenizer or args.clip)
-    try:
-        classifier = zero_shot_classifier(clip_model, tokenizer, args.prompts)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    classifier = zero_shot_classifier(clip_model, tokenizer, args.prompts)
     lines = [f"- {label}: " + "; ".join(f"“{text}”" for text in texts) for label, texts in args.prompts.items()]
     base = public_name(args.clip)
     about = ABOUT.format(base=base, scale=classifier.config.logit_scale, prompts="\n".join(lines))

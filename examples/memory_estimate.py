@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The memory of a guided call with each option: computed with fake tensors, not measured on a GPU.
 
     python examples/memory_estimate.py --architecture sdxl --size 1024 --dtype float16
@@ -28,18 +16,18 @@ import argparse
 import json
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial, wraps
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers import DiffusionPipeline
-from full_size import UNETS, build_pipeline
-from loading import DTYPES, positive_int
+from muse_examples.architectures import UNETS, build_pipeline
+from muse_examples.measuring import versions
+from muse_examples.options import one_line_errors, positive_int
+from muse_examples.pipelines import DTYPES, checkpoint_gradients
 from PIL import Image
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -55,15 +43,17 @@ NOTE = "computed with fake tensors; not measured on a GPU"
 BLOCK = 512  # bytes, the unit of PyTorch's allocator for CUDA
 GOALS_GIB = {"sd15": 8.0, "sdxl": 16.0}  # at the native size
 
-# The stages of a call, by the method of the pipeline that does each
+# The stages of a call, by the network that begins each; where it has to keep a graph, it is the inner loop
+INNER_LOOP = "inner loop"
 STAGES = {
-    "_encode_conditioning": "text encoding",
-    "_start_latents": "start latents",
-    "_prepare_state": "start tokens",
-    "_predict_stock": "stock noise",
-    "_open_gates": "gate",
-    "_optimize_tokens": "inner loop",
-    "_decode_output": "final decode",
+    "text_encoder": "text encoding",
+    "text_encoder_2": "text encoding",
+    "unet": "noise",
+    "clip_model": "gate",
+    "emotion_classifier": "gate",
+    "vae.encoder": "encoding",
+    "vae.decoder": "decoding",
+    "preview_vae.decoder": "decoding",
 }
 
 # A guided step; fake tensors say 0.5 of CLIP's similarity, so the gate is asked, and opens
@@ -71,7 +61,6 @@ CALL: dict[str, Any] = {
     "emotion": "awe",
     "num_inference_steps": 1,
     "max_inner_steps": 2,
-    "keep_best": False,
     "semantic_threshold": 0.25,
     "loss_threshold": float("-inf"),
     "output_type": "pt",
@@ -135,45 +124,46 @@ class Allocations(TorchDispatchMode):
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.stage, self.peak_stage, self.stages = "other", "other", dict[str, int]()
-        self.owner: str | None = "rest"
+        self.owner = "rest"
         self.timeline: list[tuple[str, Counter[str]]] = []
         self.stride, self.operations = stride, 0
-        self._storages: weakref.WeakKeyDictionary[torch.UntypedStorage, weakref.finalize] = weakref.WeakKeyDictionary()
+        self._owners: weakref.WeakKeyDictionary[torch.UntypedStorage, list] = weakref.WeakKeyDictionary()
 
     @contextmanager
-    def owned_by(self, owner: str | None) -> Iterator[None]:
-        """What is allocated in the block belongs to `owner`; to `None`: is not counted, as it is not on the device."""
+    def owned_by(self, owner: str) -> Iterator[None]:
+        """What is allocated in the block belongs to `owner`."""
         before, self.owner = self.owner, owner
         try:
             yield
         finally:
             self.owner = before
 
-    @contextmanager
-    def during(self, stage: str) -> Iterator[None]:
-        """The block is a stage of the call."""
-        before, self.stage = self.stage, stage
+    def begin(self, stage: str) -> None:
+        """What happens from now on belongs to a stage of the call."""
+        self.stage = stage
         self._note()
-        try:
-            yield
-        finally:
-            self.stage = before
 
     def add(self, tensor: torch.Tensor) -> None:
-        """Counts the storage of `tensor` until it dies, unless that is counted already."""
-        storage, owner, size = tensor.untyped_storage(), self.owner, nbytes(tensor)
-        if owner is None or storage in self._storages:
+        """Counts the storage of `tensor` for the owner of this moment until it dies, whosever it was before."""
+        storage = tensor.untyped_storage()
+        if storage in self._owners:
+            count = self._owners[storage][0]
+            self.live[count[0]] -= count[1]
+            self.live[self.owner] += count[1]
+            count[0] = self.owner
             return
-        self.live[owner] += size
-        self._storages[storage] = weakref.finalize(storage, self._subtract, owner, size)
+        count = [self.owner, nbytes(tensor)]  # shared with the finalizer, as the owner may change
+        self._owners[storage] = [count, weakref.finalize(storage, self._subtract, count)]
+        self.live[self.owner] += count[1]
         self._note()
 
     def remove(self, tensor: torch.Tensor) -> None:
         """The storage of `tensor` leaves the device."""
-        if finalizer := self._storages.pop(tensor.untyped_storage(), None):
-            finalizer()
+        if entry := self._owners.pop(tensor.untyped_storage(), None):
+            entry[1]()
 
-    def _subtract(self, owner: str, size: int) -> None:
+    def _subtract(self, count: list) -> None:
+        owner, size = count
         self.live[owner] -= size
 
     def _note(self) -> None:
@@ -196,7 +186,7 @@ class Allocations(TorchDispatchMode):
                 raise
             return 0.5 if tensors[0].is_floating_point() else 1
         for leaf in tree_leaves(output):
-            if isinstance(leaf, torch.Tensor):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage() not in self._owners:
                 self.add(leaf)
         if self.operations % self.stride == 0:
             self.timeline.append((self.stage, self.live.copy()))
@@ -230,7 +220,6 @@ def faked(pipe: DiffusionPipeline) -> Iterator[None]:
         for module in networks(pipe).values():
             module.to_empty(device="cpu")
         pipe.vae.to = partial(cast, pipe.vae)  # XL decodes in float32
-        pipe._editing_scheduler = within(unset_fake_temporarily, pipe._editing_scheduler)  # its levels are asked for
         yield
 
 
@@ -245,10 +234,13 @@ def record(pipe: DiffusionPipeline, offload: bool = False, **call: Any) -> Alloc
         call: Arguments of the call.
     """
     allocations, parts, chain = Allocations(), networks(pipe), pipe.model_cpu_offload_seq.split("->")
-    owners: list[str | None] = []
+    owners: list[str] = []
 
-    def enter(module: torch.nn.Module, arguments: Any, name: str) -> None:
-        owners.append(allocations.owner)
+    def own(owner: str, *_: Any) -> None:
+        allocations.owner = owner
+
+    def bring(name: str) -> None:
+        """The weights of a component are on the device, and belong to none who may have cast them."""
         if offload:
             leaving = [other for other in chain if other in parts and other != name] if name in chain else []
             for tensor in (tensor for other in leaving for tensor in tensors_of(parts[other])):
@@ -256,39 +248,35 @@ def record(pipe: DiffusionPipeline, offload: bool = False, **call: Any) -> Alloc
         with allocations.owned_by("weights"):
             for tensor in tensors_of(parts[name]):
                 allocations.add(tensor)
-        allocations.owner = name
 
-    def leave(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+    def enter(module: torch.nn.Module, arguments: tuple, keywords: dict, name: str) -> None:
+        component = name.partition(".")[0]
+        allocations.begin(INNER_LOOP if torch.is_grad_enabled() else STAGES.get(name, name))
+        owners.append(allocations.owner)
+        bring(component)
+        allocations.owner = component
+        embeds = keywords.get("encoder_hidden_states")
+        if embeds is not None and embeds.requires_grad:  # the last that a backward pass comes to
+            embeds.register_hook(partial(own, "rest"))
+
+    def leave(module: torch.nn.Module, arguments: tuple, keywords: dict, output: Any) -> None:
         allocations.owner = owners.pop()
+        logits = getattr(output, "logits", getattr(output, "image_embeds", None))
+        if logits is not None and logits.requires_grad:  # the first that a backward pass comes to
+            logits.register_hook(partial(own, "backward"))
 
     for name, part in parts.items():
-        halves = [part.encoder, part.decoder] if name.endswith("vae") else [part]
-        for half in halves:
-            half.register_forward_pre_hook(partial(enter, name=name))
-            half.register_forward_hook(leave)
-    for method, stage in STAGES.items():
-        setattr(pipe, method, within(partial(allocations.during, stage), getattr(pipe, method)))
-    pipe._descend = within(partial(allocations.owned_by, "backward"), pipe._descend)
-    pipe.vae.to = within(partial(allocations.owned_by, None if offload else "weights"), pipe.vae.to)
+        halves = {"encoder": part.encoder, "decoder": part.decoder} if name.endswith("vae") else {"": part}
+        for half, module in halves.items():
+            module.register_forward_pre_hook(partial(enter, name=f"{name}.{half}".strip(".")), with_kwargs=True)
+            module.register_forward_hook(leave, with_kwargs=True)
 
     if not offload:
-        with allocations.owned_by("weights"):
-            for tensor in (tensor for part in parts.values() for tensor in tensors_of(part)):
-                allocations.add(tensor)
+        for name in parts:
+            bring(name)
     with allocations:
         pipe(**call)
     return allocations
-
-
-def within(context: Callable[[], AbstractContextManager], function: Callable) -> Callable:
-    """`function`, each call of which happens in a new `context`."""
-
-    @wraps(function)
-    def wrapped(*arguments: Any, **keywords: Any) -> Any:
-        with context():
-            return function(*arguments, **keywords)
-
-    return wrapped
 
 
 def gib(size: int) -> float:
@@ -305,6 +293,7 @@ def estimate(
     preview_vae: bool = False,
     zero_shot: bool = False,
     fixed_vae: bool = False,
+    gradient_checkpointing: bool = False,
     attention_slicing: bool = False,
     offload: bool = False,
     edit: bool = False,
@@ -321,6 +310,7 @@ def estimate(
         preview_vae (`bool`, defaults to `False`): TAESD's architecture decodes previews.
         zero_shot (`bool`, defaults to `False`): CLIP classifies, so there is no SimEmo.
         fixed_vae (`bool`, defaults to `False`): XL's VAE is one that works in float16, so that it stays there.
+        gradient_checkpointing (`bool`, defaults to `False`): UNet and decoders recompute their activations.
         attention_slicing (`bool`, defaults to `False`): As of `enable_attention_slicing`.
         offload (`bool`, defaults to `False`): Weights come and go as `enable_model_cpu_offload` moves them.
         edit (`bool`, defaults to `False`): The call edits a picture.
@@ -335,6 +325,8 @@ def estimate(
         pipe.emotion_classifier = None
     if fixed_vae:
         pipe.vae.register_to_config(force_upcast=False)
+    if gradient_checkpointing:
+        checkpoint_gradients(pipe)
     if attention_slicing:
         pipe.enable_attention_slicing()
     if edit:
@@ -405,6 +397,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@one_line_errors
 def main() -> None:
     args = parse_args()
     report: dict[str, Any] = {
@@ -413,7 +406,7 @@ def main() -> None:
         "size": args.size,
         "dtype": args.dtype,
         "goal_gib": GOALS_GIB[args.architecture],
-        "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
+        "versions": versions(),
         "options": {},
     }
     timelines = {}

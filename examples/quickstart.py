@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
 One scene told in eight emotions, one picture edited towards them, and the inner loop that does it, in two minutes.
 
@@ -30,20 +18,14 @@ from typing import Any
 import matplotlib
 import torch
 from diffusers import DiffusionPipeline
-from jobs import Job, outcome, run_batch, verdict
-from loading import (
-    REPOSITORY,
-    add_guidance_options,
-    add_model_options,
-    call_options,
-    label_probabilities,
-    load_judge,
-    load_pipeline,
-    picture_file,
-    picture_pixels,
-)
+from muse_examples import REPOSITORY
+from muse_examples.classifiers import label_probabilities, picture_pixels, read_model
+from muse_examples.contact_sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
+from muse_examples.options import add_guidance_options, add_model_options, call_options, one_line_errors, picture_file
+from muse_examples.pipelines import check_emotions, known_labels, load_pipeline, settings_of
+from muse_examples.runs import Job, Made, closing_words, outcome, run_batch, verdict
 from PIL import Image
-from sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
+from transformers import PreTrainedModel
 
 from pipeline_muse import PixelSpec, to_rgb
 
@@ -55,6 +37,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 PROMPT = "a house in the park"
 PICTURE = REPOSITORY / "examples" / "picture.png"
 CAPTION = "a boat in the harbour"
+EMOTIONS, EDITS, INNER_LOOP = "emotions.png", "edits.png", "inner_loop.png"  # what it writes
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -88,9 +71,8 @@ def remark(probabilities: dict[str, float], wanted: str | None) -> tuple[str, st
 def sheet_of(
     pipe: DiffusionPipeline,
     judge: Any,
-    images: Sequence[Image.Image],
+    pictures: Sequence[Made],
     emotions: Sequence[str | None],
-    traces: Sequence[Any],
     first: str,
     heading: str,
 ) -> Image.Image:
@@ -100,23 +82,22 @@ def sheet_of(
     Args:
         pipe (`DiffusionPipeline`): The `MusePipeline` that made them.
         judge (`PreTrainedModel` or `None`): The classifier that gives the verdicts. `None`: whatever guided, at last.
-        images (sequence of `PIL.Image.Image`): The pictures.
+        pictures (sequence of `Made`): The pictures, with what the guide saw.
         emotions (sequence of `str` or `None`): What each should evoke.
-        traces (sequence of `MuseTrace` or `None`): What the guide saw.
         first (`str`): The title of those that should evoke nothing.
         heading (`str`): The text above them all.
 
     Returns:
         `PIL.Image.Image`: The sheet.
     """
-    remarks = [verdict(outcome(trace)) for trace in traces]
+    remarks = [verdict(outcome(made)) for made in pictures]
     if judge is not None:
         spec = PixelSpec.from_classifier(pipe.emotion_classifier)  # the judge was trained on the same pixels
-        seen = label_probabilities(judge, torch.cat([picture_pixels(image, spec) for image in images]))
+        seen = label_probabilities(judge, torch.cat([picture_pixels(made.image, spec) for made in pictures]))
         remarks = [remark(probabilities, emotion) for probabilities, emotion in zip(seen, emotions)]
     cells = [
-        Cell(image, emotion or first, *told, title_color=EMOTION_COLORS.get(emotion or "", INK))
-        for image, emotion, told in zip(images, emotions, remarks)
+        Cell(made.image, emotion or first, *told, title_color=EMOTION_COLORS.get(emotion or "", INK))
+        for made, emotion, told in zip(pictures, emotions, remarks)
     ]
     return contact_sheet(cells, columns=min(len(cells), 3 if len(cells) % 3 == 0 else 5), heading=heading)
 
@@ -165,43 +146,51 @@ def plot_inner_loop(traces: Sequence[Any], threshold: float, path: Path) -> Path
     return path
 
 
-def tell(pipe: DiffusionPipeline, judge: Any, args: argparse.Namespace, options: dict) -> tuple[Path, Path]:
+def tell(pipe: DiffusionPipeline, judge: Any, args: argparse.Namespace, options: dict) -> list[Made]:
     """One prompt and one seed: without an emotion, then with each. Writes the sheet and the plot of the inner loop."""
     emotions = [None, *pipe.emotion_labels]
-    images, traces = run_batch(pipe, [Job(args.prompt, emotion, args.seed) for emotion in emotions], **options)
-    sheet = sheet_of(pipe, judge, images, emotions, traces, "stock", f"“{args.prompt}”")
-    shown = [trace for trace in traces[1:] if args.emotion in (None, *trace.emotion)]
+    pictures = run_batch(pipe, [Job(args.prompt, emotion, args.seed) for emotion in emotions], **options)
+    save(sheet_of(pipe, judge, pictures, emotions, "stock", f"“{args.prompt}”"), args.output / EMOTIONS)
+    traces = [made.trace for made in pictures[1:]]
+    chosen = [trace for trace in traces if args.emotion in trace.emotion]
     threshold = options.get("semantic_threshold", pipe.config.semantic_threshold)
-    plot = plot_inner_loop(shown, threshold, args.output / "inner_loop.png")
-    return save(sheet, args.output / "emotions.png"), plot
+    plot_inner_loop(chosen or traces, threshold, args.output / INNER_LOOP)
+    return pictures
 
 
-def edit(pipe: DiffusionPipeline, judge: Any, args: argparse.Namespace, options: dict) -> Path:
+def edit(pipe: DiffusionPipeline, judge: Any, args: argparse.Namespace, options: dict) -> list[Made]:
     """One picture, edited towards the emotion that was asked for, or towards each. Writes the sheet."""
     emotions = [args.emotion] if args.emotion else pipe.emotion_labels
-    jobs = [Job(args.caption, emotion, args.seed, source=args.image) for emotion in emotions]
-    images, traces = run_batch(pipe, jobs, **options)
-    images = [to_rgb(Image.open(args.image)).resize(images[0].size, Image.Resampling.LANCZOS), *images]
-    heading = f"“{args.caption}”, edited"
-    sheet = sheet_of(pipe, judge, images, [None, *emotions], [None, *traces], "source", heading)
-    return save(sheet, args.output / "edits.png")
+    pictures = run_batch(pipe, [Job(args.caption, emotion, args.seed, args.image) for emotion in emotions], **options)
+    source = to_rgb(Image.open(args.image)).resize(pictures[0].image.size, Image.Resampling.LANCZOS)
+    shown = [Made(source), *pictures]
+    save(sheet_of(pipe, judge, shown, [None, *emotions], "source", f"“{args.caption}”, edited"), args.output / EDITS)
+    return pictures
 
 
+def load_judge(pipe: DiffusionPipeline, args: argparse.Namespace) -> PreTrainedModel | None:
+    """A classifier that says what a picture evokes, and that did not guide; `None` for bases that bring none."""
+    judge = settings_of(args.base).get("judge")
+    return read_model(REPOSITORY / judge).to(pipe.device) if judge else None
+
+
+@one_line_errors
 def main() -> None:
     args = parse_args()
     start = time.perf_counter()
     torch.manual_seed(args.seed)
+    check_emotions([args.emotion], known_labels(args))
     pipe = load_pipeline(args)
-    if args.emotion is not None and args.emotion not in pipe.emotion_labels:
-        raise SystemExit(f"--emotion has to be one of {', '.join(pipe.emotion_labels)}, but is {args.emotion}")
-    judge = load_judge(pipe, args)
-    options = call_options(args, pipe.presets)
-    sheet, plot = tell(pipe, judge, args, options)
-    edited = edit(pipe, judge, args, options)
+    check_emotions([args.emotion], pipe.emotion_labels)
+    judge, options = load_judge(pipe, args), call_options(args)
+    told, edited = tell(pipe, judge, args, options), edit(pipe, judge, args, options)
     print(f"Done in {time.perf_counter() - start:.0f} s. Look at")
-    print(f"  {sheet}  one scene without an emotion, then in each")
-    print(f"  {edited}  one picture, edited")
-    print(f"  {plot}  when the gate opened, and how the optimisation went")
+    print(f"  {args.output / EMOTIONS}  one scene without an emotion, then in each")
+    print(f"  {args.output / EDITS}  one picture, edited")
+    print(f"  {args.output / INNER_LOOP}  when the gate opened, and how the optimisation went")
+    for what, pictures in (("The scenes", told), ("The edits", edited)):
+        if words := closing_words([outcome(made) for made in pictures]):
+            print(f"{what}: {words}")
 
 
 if __name__ == "__main__":

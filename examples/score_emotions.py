@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
 Scores the pictures of a folder: what does each evoke, by a classifier? For judging the output of any generator.
 
@@ -22,9 +10,8 @@ each emotion's most confident pictures. A run that was killed goes on where it e
 again. Where a picture's `metadata.jsonl`, name or folder tells the emotion that was intended, the summary holds
 accuracy and recall.
 
-Pictures are prepared as the pipeline prepares previews for the classifier that guides: those of another aspect ratio
-are squeezed, so that all of a picture counts. With --center_crop they are cut to the middle, as many classifiers were
-trained. Square pictures are the same either way.
+Pictures are prepared as the classifier's image processor does. SimEmo, which guides, has them squeezed to a square, so
+that all of a picture counts; with --center_crop they are cut to the middle, as many classifiers were trained.
 """
 
 import argparse
@@ -36,33 +23,33 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import tqdm
-from emotion_wheel import ecc_emc
-from loading import (
-    DTYPES,
-    REPOSITORY,
+from muse_examples import REPOSITORY
+from muse_examples.classifiers import label_probabilities, picture_pixels
+from muse_examples.contact_sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
+from muse_examples.files import read_text, write_whole
+from muse_examples.metrics import ecc_emc
+from muse_examples.options import (
     add_device_options,
-    label_probabilities,
-    picture_pixels,
+    existing_folder,
+    one_line_errors,
+    output_folder,
     positive_int,
 )
+from muse_examples.pipelines import DTYPES
 from PIL import Image
-from sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from pipeline_muse import MIKELS_WHEEL, PIXEL_SETTINGS, PixelSpec, chunks, to_rgb
+from pipeline_muse import MIKELS_WHEEL, PIXEL_SETTINGS, PixelSpec, check_classifier, to_rgb
 
 
-sys.path.append(str(REPOSITORY / "emotion_classifier"))  # SimEmo loads without trust in anybody's code
-
-import modeling_simemo  # noqa: E402, F401
-
-
+UNKNOWN_SUFFIXES = frozenset((".heic", ".heif", ".jxl", ".raw", ".cr2", ".nef", ".arw", ".dng"))  # of other programs
 SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 METADATA = "metadata.jsonl"  # what generate.py and edit.py write beside their pictures, as they do SHEET
 SHEET = "sheet.png"
@@ -70,14 +57,6 @@ THUMBNAIL = (320, 320)  # px; the most that a sheet shows
 LONGEST_REMARK = 26  # letters below a picture
 
 Row = dict[str, Any]  # a line of scores.jsonl
-
-
-def existing_folder(text: str) -> Path:
-    """The type of options that name a folder."""
-    path = Path(text)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {text!r}")
-    return path
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -96,11 +75,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--center_crop", action="store_true", help="cut pictures to the middle instead of squeezing")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="pictures at a time")
     parser.add_argument("--columns", type=positive_int, default=8, help="pictures of each emotion on the sheet")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/scores"), help="Default: %(default)s.")
+    parser.add_argument(
+        "--output_dir", type=output_folder, default=Path("outputs/scores"), help="Default: %(default)s."
+    )
     add_device_options(parser)
     args = parser.parse_args(arguments)
-    if args.output_dir.exists() and not args.output_dir.is_dir():
-        parser.error(f"--output_dir: {str(args.output_dir)!r} is a file")
     if not find_pictures(args):
         parser.error(f"{str(args.folder)!r} holds no pictures{'' if args.recursive else '; look deeper: --recursive'}")
     return args
@@ -111,14 +90,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 # --------------------------------------------------------------------------------------
 
 
-def find_pictures(args: argparse.Namespace) -> list[Path]:
+def find_pictures(args: argparse.Namespace, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     """The folder's pictures by name; without our own sheets and whatever lies in the output's folder."""
     found = args.folder.rglob("*") if args.recursive else args.folder.iterdir()
     output = args.output_dir.resolve()
     return sorted(
         path
         for path in found
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in suffixes
+        and path.name[0] != "."
         and path.is_file()
         and output not in path.resolve().parents
         and not (path.name == SHEET and (path.parent / METADATA).exists())
@@ -133,6 +113,8 @@ def load_classifier(args: argparse.Namespace) -> tuple[PreTrainedModel, PixelSpe
         spec = PixelSpec.from_classifier(classifier)
     else:
         spec = PixelSpec.from_processor(AutoImageProcessor.from_pretrained(args.classifier, **source))
+        spec.write_to(classifier)
+    check_classifier(classifier)
     return classifier.to(args.device).eval(), spec
 
 
@@ -147,11 +129,11 @@ def fingerprint(classifier: PreTrainedModel) -> str:
 
 def read_intentions(path: Path) -> dict[str, Any]:
     """The emotion of each file in a `metadata.jsonl` of `generate.py` or `edit.py`; empty where there is none."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = read_text(path) if path.is_file() else ""
     try:
         entries = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # the last may be torn
     except ValueError as error:
-        raise SystemExit(f"{str(path)!r} is not JSON, line by line: {error}") from None
+        raise ValueError(f"{str(path)!r} is not JSON, line by line: {error}") from error
     return {entry["file"]: entry.get("emotion") for entry in entries if "file" in entry}
 
 
@@ -188,33 +170,25 @@ def intended_emotion(path: Path, labels: Sequence[str], intentions: Mapping[str,
 # --------------------------------------------------------------------------------------
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all. Names of files may hold bytes that are no text."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-    os.replace(partial, path)
-
-
 def claim_output(args: argparse.Namespace, classifier: PreTrainedModel, spec: PixelSpec) -> None:
     """Notes in the output's folder what its scores are of; ends the program where they are of something else."""
     settings = {
         "folder": str(args.folder.resolve()),
         "weights": fingerprint(classifier),
         "labels": label_names(classifier),
-        "pixels": [list(values) for values in (spec.size, spec.mean, spec.std)],
+        "pixels": asdict(spec),
         "center_crop": args.center_crop,
         "dtype": args.dtype,
     }
     path = args.output_dir / "settings.json"
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
-        if others := [name for name, value in settings.items() if known.get(name) != value]:
-            raise SystemExit(
+        if others := [name for name, value in json.loads(json.dumps(settings)).items() if known.get(name) != value]:
+            raise ValueError(
                 f"--output_dir: {str(args.output_dir)!r} holds the scores of {known.get('classifier')!r} for"
                 f" {known.get('folder')!r}, with other {', '.join(others)}. Choose another, or delete it."
             )
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps({"classifier": args.classifier, **settings}, indent=2) + "\n")
+    write_whole(path, json.dumps({"classifier": args.classifier, **settings}, indent=2) + "\n")
 
 
 def label_names(classifier: PreTrainedModel) -> list[str]:
@@ -238,7 +212,7 @@ def read_rows(path: Path) -> dict[str, Row]:
             rows[row["file"]] = row
         except (ValueError, KeyError, TypeError):
             message = f"Line {number} of {str(path)!r} is no score; delete it, or choose another --output_dir."
-            raise SystemExit(message) from None
+            raise ValueError(message) from None
     return rows
 
 
@@ -290,7 +264,8 @@ def score_folder(args: argparse.Namespace, classifier: PreTrainedModel, spec: Pi
         open(path, "a", encoding="utf-8") as record,
         tqdm(total=len(rows), initial=len(done), desc="pictures", dynamic_ncols=True) as progress,
     ):
-        for batch in chunks(waiting, args.batch_size):
+        for start in range(0, len(waiting), args.batch_size):
+            batch = waiting[start : start + args.batch_size]
             score_batch(batch, classifier, spec, args)
             for row in batch:
                 record.write(json.dumps(row) + "\n")
@@ -324,8 +299,8 @@ def write_tables(rows: Sequence[Row], labels: Sequence[str], folder: Path) -> No
         )
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows(lines)
-    write_text(folder / "scores.csv", table.getvalue())
-    write_text(folder / "scores.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(folder / "scores.csv", table.getvalue())
+    write_whole(folder / "scores.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -388,6 +363,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
             f"{'emotion':<{width}}{'pictures':>10}{'confidence':>12}{'intended':>10}{'recall':>9}",
             *(line(label, values, "recall") for label, values in summary["emotions"].items()),
             line("all", summary, "accuracy"),
+            *([f"{summary['unreadable']} more could not be scored"] if summary["unreadable"] else []),
         ]
     )
 
@@ -416,24 +392,28 @@ def sheet_of(rows: Sequence[Row], labels: Sequence[str], folder: Path, columns: 
     return contact_sheet([cell for line in cells for cell in line], columns)
 
 
+@one_line_errors
 def main(arguments: Sequence[str] | None = None) -> None:
     """Scores the folder of the command line, or of `arguments`."""
     args = parse_args(arguments)
     try:
         classifier, spec = load_classifier(args)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"--classifier: {error}") from None
+        raise ValueError(f"--classifier: {error}") from error
     claim_output(args, classifier, spec)
     labels, rows = label_names(classifier), score_folder(args, classifier, spec)
     add_intentions(rows, labels, args.folder)
     write_tables(rows, labels, args.output_dir)
     summary = summarize(rows, labels)
-    write_text(args.output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_whole(args.output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     for row in rows:
         if "error" in row:
             print(f"Skipped {ascii(row['file'])}: {row['error']}", file=sys.stderr)
+    if others := find_pictures(args, UNKNOWN_SUFFIXES):
+        kinds = ", ".join(sorted({path.suffix.lower() for path in others}))
+        print(f"Left out {len(others)} files that Pillow does not read: {kinds}. Convert them first.", file=sys.stderr)
     if not summary["pictures"]:
-        raise SystemExit("None of the pictures could be scored.")
+        raise ValueError("None of the pictures could be scored.")
     print(summary_text(summary))
     print(save(sheet_of(rows, labels, args.folder, args.columns), args.output_dir / SHEET))
 

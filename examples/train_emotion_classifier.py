@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
 Trains SimEmo, the emotion classifier that guides MUSE, on pictures with labels: CLIP's vision tower and a head, by the
 recipe of its paper. What comes out is a folder that `AutoModelForImageClassification.from_pretrained(folder,
@@ -19,11 +7,11 @@ trust_remote_code=True)` and `pipe.load_emotion_classifier(folder, trust_remote_
 accelerate launch examples/train_emotion_classifier.py --data_dir EmoSet-118K --clip openai/clip-vit-large-patch14 \
     --mixed_precision bf16 --output_dir simemo
 
-The layouts of `--data_dir` are described in `emotion_data.py`. The loss is 0.7 CE + 0.3 (1 - cos(image, text)), where
-the text says what the picture evokes and, if there is a caption, shows; CLIP's text tower is needed for training only.
-The vision tower stays frozen until the 4th epoch. At the end the temperature that suits the validation pictures is
-folded into the head: the inner loop of MUSE stops once an emotion is probable enough, so an over-confident guide stops
-it early.
+The layouts of `--data_dir` are described in `muse_examples/training_data.py`. The loss is 0.7 CE + 0.3 (1 - cos(image,
+text)), where the text says what the picture evokes and, if there is a caption, shows; CLIP's text tower is needed for
+training only. The vision tower stays frozen until the 4th epoch. At the end the temperature that suits the validation
+pictures is folded into the head: the inner loop of MUSE stops once an emotion is probable enough, so an over-confident
+guide stops it early.
 
 A run that was interrupted goes on with `--resume_from_checkpoint latest`. On one process of a CPU it ends with the
 very weights of an unbroken one, as order, augmentation and dropout depend on nothing but the seed, the epoch and the
@@ -47,20 +35,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import muse_examples  # noqa: F401, puts modeling_simemo on the path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, set_seed, tqdm
-from classifier_folder import public_name, save_model
-from classifier_report import (
-    draw_confusion,
-    draw_reliability,
-    fit_temperature,
-    fold_temperature,
-    measure,
-    training_card,
-)
-from emotion_data import (
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
+from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
+from muse_examples import REPOSITORY
+from muse_examples.classifiers import public_name, save_model
+from muse_examples.files import write_whole
+from muse_examples.metrics import fit_temperature, fold_temperature, measure
+from muse_examples.options import number, one_line_errors, output_folder, positive_int
+from muse_examples.training_data import (
     AUGMENTATIONS,
     EmotionPictures,
     EpochSampler,
@@ -68,6 +56,7 @@ from emotion_data import (
     balanced_weights,
     check_labels,
     count_labels,
+    describe_splits,
     find_unreadable,
     ordered_labels,
     read_data_dir,
@@ -75,16 +64,16 @@ from emotion_data import (
     text_of,
     with_validation,
 )
-from huggingface_hub import HfApi
-from huggingface_hub.utils import validate_repo_id
-from loading import REPOSITORY, positive_int
-from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
+from muse_examples.training_report import draw_confusion, draw_reliability, training_card
+from muse_examples.training_state import JsonLines, Progress, list_checkpoints, resume, save_checkpoint
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from training_state import JsonLines, Progress, list_checkpoints, resume, save_checkpoint
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
+from transformers.utils import logging
 
+
+RESULT = "metrics.json"  # what is written last
 
 # Options that say where things are or how fast they go, and nothing about what is learnt.
 NO_RECIPE = {
@@ -94,18 +83,6 @@ NO_RECIPE = {
 
 
 # ----------------------------------------------------------------------------------------------------- options
-
-
-def number(low: float, high: float = math.inf):
-    """The type of options within [low, high]."""
-
-    def parse(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not within [{low:g}, {high:g}]")
-        return value
-
-    return parse
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -155,7 +132,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     recipe.add_argument("--seed", type=int, default=0)
 
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", type=Path, required=True)
+    output.add_argument("--output_dir", type=output_folder, required=True)
     output.add_argument("--checkpointing_steps", type=positive_int, default=500, help="Default: %(default)s")
     output.add_argument("--checkpoints_total_limit", type=positive_int, default=2, help="Default: %(default)s")
     output.add_argument("--resume_from_checkpoint", help="`latest`, or the path of a checkpoint")
@@ -197,6 +174,8 @@ def find_problem(args: argparse.Namespace) -> str | None:
             return f"--hub_model_id: {error}"
     if checkpoint and checkpoint != "latest" and not (Path(checkpoint) / "progress.json").is_file():
         return f"--resume_from_checkpoint: {checkpoint!r} is no checkpoint of this script"
+    if not checkpoint and (args.output_dir / RESULT).exists():
+        return f"--output_dir {args.output_dir} holds a finished classifier; choose another folder"
     if not checkpoint and list_checkpoints(args.output_dir):
         return f"--output_dir {args.output_dir} holds checkpoints: --resume_from_checkpoint latest, or another folder"
     return None
@@ -237,7 +216,12 @@ def load_classifier(args: argparse.Namespace, labels: list[str]) -> SimEmoForIma
         head_hidden_sizes=args.head_hidden_sizes,
         id2label=dict(enumerate(labels)),
     )
-    return SimEmoForImageClassification.from_pretrained(args.clip, config=config, dtype=torch.float32)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # CLIP lacks the head and has a text tower, which would be listed at length
+    try:
+        return SimEmoForImageClassification.from_pretrained(args.clip, config=config, dtype=torch.float32)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @torch.no_grad()
@@ -320,9 +304,9 @@ def train_epoch(
     """Trains on the batches of the current epoch that are not done yet."""
     model.train()
     clock = time.monotonic()
-    for number, batch in enumerate(loader, start=progress.batch):
+    for index, batch in enumerate(loader, start=progress.batch):
         # Dropout is as it would be in an unbroken run, whatever was drawn before.
-        place = f"{args.seed}/{progress.epoch}/{number}/{accelerator.process_index}"
+        place = f"{args.seed}/{progress.epoch}/{index}/{accelerator.process_index}"
         torch.manual_seed(random.Random(place).getrandbits(63))
         with accelerator.accumulate(model):
             loss = loss_of(batch)
@@ -331,7 +315,7 @@ def train_epoch(
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-        progress.batch = number + 1
+        progress.batch = index + 1
         if not accelerator.sync_gradients:
             continue
         progress.step += 1
@@ -445,8 +429,8 @@ def describe_sources(args: argparse.Namespace) -> dict[str, Any]:
 def write_result(args: argparse.Namespace, classifier: SimEmoForImageClassification, report: dict[str, Any]) -> None:
     """Writes classifier, figures and card, and uploads them if that is asked for."""
     save_model(classifier, args.output_dir)
-    (args.output_dir / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     training_card(report, classifier.config).save(args.output_dir / "README.md")
+    write_whole(args.output_dir / RESULT, json.dumps(report, indent=2) + "\n")
     (args.output_dir / "best.safetensors").unlink()
     print(f"{args.output_dir}: accuracy on the {report['split']} pictures {report['metrics']['accuracy']:.3f}")
     if args.push_to_hub:
@@ -458,6 +442,7 @@ def write_result(args: argparse.Namespace, classifier: SimEmoForImageClassificat
 # ------------------------------------------------------------------------------------------------------- program
 
 
+@one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     log = JsonLines(args.output_dir / "log.jsonl")
@@ -480,6 +465,7 @@ def main(arguments: list[str] | None = None) -> None:
     classifier = load_classifier(args, ordered_labels(splits["train"]))
     labels = list(classifier.config.id2label.values())
     check_labels(splits, labels)
+    accelerator.print(describe_splits(splits, labels))
     if accelerator.device.type == "cpu":  # there the backward pass of PyTorch's fused attention is slow
         classifier.set_attn_implementation("eager")
     rows: dict[str, int] = {}

@@ -9,17 +9,18 @@ import sys
 import zipfile
 from pathlib import Path
 
-import classifier_folder
 import convert_emotion_checkpoint as converter
 import make_zero_shot_classifier as zero_shot
 import numpy as np
 import pytest
 import tiny_models
 import torch
-from emotion_wheel import draw, ecc_emc
+from emotion_wheel import draw
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 from modeling_simemo import EMOSET_LABELS
+from muse_examples import classifiers
+from muse_examples.metrics import ecc_emc
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -124,7 +125,7 @@ def test_a_zero_shot_folder_loads_everywhere(clip_folder, tmp_path, pixels, pipe
 
 def test_the_card_of_a_zero_shot_classifier_says_what_it_is(clip_folder, tmp_path):
     table = tmp_path / "table.json"
-    table.write_text(json.dumps({"cozy": ["a fire", "tea"], "eerie": "an empty hall"}))
+    table.write_text(json.dumps({"cozy": ["a fire", "tea"], "eerie": "an empty hall"}), encoding="utf-8-sig")
     arguments = ["--clip", str(clip_folder), "--prompts", str(table), "--output_dir", str(tmp_path / "mine")]
     zero_shot.main(arguments)
     card = ModelCard.load(tmp_path / "mine" / "README.md")
@@ -136,7 +137,7 @@ def test_the_card_of_a_zero_shot_classifier_says_what_it_is(clip_folder, tmp_pat
 
 def test_the_card_names_a_clip_of_the_hub():
     config = tiny_models.emotion_classifier().config
-    card = classifier_folder.model_card(config, "Title", "About.", "me/simemo", "openai/clip-vit-base-patch32")
+    card = classifiers.model_card(config, "Title", "About.", "me/simemo", "openai/clip-vit-base-patch32")
     assert card.data.base_model == "openai/clip-vit-base-patch32"
     assert 'from_pretrained("me/simemo", trust_remote_code=True)' in card.text
 

@@ -8,10 +8,10 @@ import pytest
 import score_emotions
 import tiny_models
 import torch
-from loading import label_probabilities, picture_pixels
 from modeling_simemo import SimEmoForImageClassification
+from muse_examples.classifiers import label_probabilities, picture_pixels
+from muse_examples.contact_sheets import EMOTION_COLORS, PAPER
 from PIL import Image, ImageColor
-from sheets import EMOTION_COLORS, PAPER
 
 from pipeline_muse import PixelSpec, wheel_distance
 
@@ -140,9 +140,9 @@ def test_a_classifier_that_is_described_by_its_image_processor(score, pictures, 
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.1] * 3, image_std=[0.7] * 3)
     processor.save_pretrained(tmp_path / "vit")
     rows = rows_of(score("--classifier", str(tmp_path / "vit")))
-    spec = PixelSpec((32, 32), (0.1,) * 3, (0.7,) * 3)
-    expected = label_probabilities(model, picture_pixels(Image.open(pictures / "05.png"), spec))[0]
-    assert rows[5]["probabilities"] == pytest.approx(expected, abs=1e-5)
+    with torch.no_grad():
+        logits = model(**processor(Image.open(pictures / "05.png"), return_tensors="pt")).logits
+    assert list(rows[5]["probabilities"].values()) == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-3)
 
 
 def test_a_run_that_was_killed_goes_on_where_it_ended(score, batches):
@@ -267,6 +267,13 @@ def test_folders_within_are_scored_if_asked_for_but_never_our_own_output(score, 
     assert len(rows_of(score("--recursive", output=output))) == 13
 
 
+def test_files_of_kinds_that_are_not_read_are_told_and_hidden_ones_passed_over(score, pictures, capsys):
+    (pictures / "phone.HEIC").write_bytes(b"no picture for Pillow")
+    shutil.copy(pictures / "00.png", pictures / "._00.png")
+    assert len(rows_of(score())) == 12
+    assert "Left out 1 files that Pillow does not read: .heic" in capsys.readouterr().err
+
+
 def test_metadata_names_and_folders_say_what_was_intended(tmp_path):
     def intended(file: str, **entries: object) -> str | None:
         return score_emotions.intended_emotion(tmp_path / file, LABELS, entries)
@@ -282,7 +289,7 @@ def test_metadata_names_and_folders_say_what_was_intended(tmp_path):
     assert score_emotions.read_intentions(metadata) == {}
     entries = [("a_awe.png", "fear"), ("b_awe.png", None), ("c_awe.png", {"awe": 1, "fear": 1}), ("d.png", "awe")]
     lines = [json.dumps({"file": file, "emotion": emotion}) for file, emotion in entries]
-    metadata.write_text("\n".join([*lines, '{"file": "torn']))
+    metadata.write_text("\n".join([*lines, '{"file": "torn']), encoding="utf-8-sig")
     intentions = score_emotions.read_intentions(metadata)
     assert [intended(file, **intentions) for file, _ in entries] == ["fear", None, None, "awe"]
 
@@ -305,7 +312,8 @@ def test_summary_counts_confidence_accuracy_and_recall():
         assert score_emotions.summarize(others, ["awe", "cozy"])["ecc"] is None, "nothing known, or off the wheel"
     text = score_emotions.summary_text(summary).splitlines()
     assert text[2].split() == ["fear", "2", "40.0%", "2", "50.0%"]
-    assert text[-1].split() == ["all", "4", "60.0%", "3", "66.7%"]
+    assert text[-2].split() == ["all", "4", "60.0%", "3", "66.7%"]
+    assert text[-1] == "1 more could not be scored"
 
 
 def test_the_sheet_has_a_row_per_emotion_with_the_most_confident_first(tmp_path):
@@ -351,12 +359,15 @@ def test_bad_arguments_end_the_program_before_models_load(pictures, monkeypatch,
 
 
 def test_a_classifier_that_is_not_there_or_lacks_its_numbers(score, tmp_path):
-    with pytest.raises(SystemExit, match="--classifier"):
+    with pytest.raises(SystemExit, match="error: --classifier"):
         score("--classifier", str(tmp_path / "nowhere"))
+    tiny_models.emotion_classifier(id2label={0: "awe"}).save_pretrained(tmp_path / "one label")
+    with pytest.raises(SystemExit, match="error: --classifier: .*label"):
+        score("--classifier", str(tmp_path / "one label"))
 
 
 def test_the_bundled_classifier_is_the_default(pictures, tmp_path):
     score_emotions.main([str(pictures), "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
-    assert settings["pixels"][0] == [64, 64]
+    assert settings["pixels"]["size"] == [64, 64]
     assert settings["labels"][:2] == ["amusement", "awe"]

@@ -10,25 +10,24 @@ import time
 import types
 from pathlib import Path
 
-import emotion_data
 import pytest
 import tiny_models
 import torch
 import train_emotion_classifier as script
-import training_state
 import yaml
 from accelerate.state import AcceleratorState, GradientState
-from classifier_report import (
+from muse_examples import training_data, training_state
+from muse_examples.metrics import (
     TEMPERATURES,
     calibration_bins,
     calibration_error,
     confusion_matrix,
-    draw_confusion,
     fit_temperature,
     fold_temperature,
     measure,
 )
-from emotion_data import Example
+from muse_examples.training_data import Example
+from muse_examples.training_report import draw_confusion
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -159,8 +158,8 @@ def test_the_card_describes_the_run_and_no_machine(finished, clip, pictures):
 
 def test_the_released_classifier_makes_the_logits_of_the_report(finished, pictures):
     classifier = AutoModelForImageClassification.from_pretrained(finished, trust_remote_code=True)
-    splits = emotion_data.read_data_dir(pictures)
-    data = emotion_data.EmotionPictures(splits["validation"], classifier.config)
+    splits = training_data.read_data_dir(pictures)
+    data = training_data.EmotionPictures(splits["validation"], classifier.config)
     with torch.no_grad():
         logits = classifier(torch.stack([data[0, index]["pixel_values"] for index in range(9)])).logits
     labels = torch.tensor([data[0, index]["labels"] for index in range(9)])
@@ -171,14 +170,14 @@ def test_the_released_classifier_makes_the_logits_of_the_report(finished, pictur
 
 def test_training_learns_from_every_picture_once_per_epoch(clip, pictures, tmp_path, monkeypatch):
     seen = []
-    get_item = emotion_data.EmotionPictures.__getitem__
+    get_item = training_data.EmotionPictures.__getitem__
 
     def note_and_get(data, key):
         if len(data) == 21:
             seen.append(key)
         return get_item(data, key)
 
-    monkeypatch.setattr(emotion_data.EmotionPictures, "__getitem__", note_and_get)
+    monkeypatch.setattr(training_data.EmotionPictures, "__getitem__", note_and_get)
     quick = {"num_epochs": 8, "unfreeze_epoch": 1, "head_learning_rate": 1e-2, "augmentation": "none"}
     script.main(options(clip, pictures, tmp_path, **quick))
     assert sorted(seen) == [(epoch, index) for epoch in range(8) for index in range(21)]
@@ -189,7 +188,7 @@ def test_training_learns_from_every_picture_once_per_epoch(clip, pictures, tmp_p
 
 def test_the_card_names_what_is_on_the_hub(finished):
     names = {"clip": "openai/clip-vit-base-patch32", "dataset_name": "me/moods", "hub_model_id": "me/simemo"}
-    command = options(data=None, output=finished, resume_from_checkpoint=None, **names)
+    command = options(data=None, output=finished.parent / "new", **names)
     report = json.loads((finished / "metrics.json").read_text()) | script.describe_sources(script.parse_args(command))
     card = script.training_card(report, AutoConfig.from_pretrained(finished, trust_remote_code=True))
     assert (card.data.base_model, card.data.datasets) == (names["clip"], ["me/moods"])
@@ -266,13 +265,16 @@ def test_a_killed_process_resumes_in_a_new_one(clip, pictures, tmp_path):
     assert equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
-def test_a_checkpoint_of_another_run_is_refused(clip, pictures, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(clip, pictures, tmp_path, capsys):
     script.main(options(clip, pictures, tmp_path, num_epochs=1, checkpointing_steps=2, checkpoints_total_limit=1))
     assert [path.name for path in training_state.list_checkpoints(tmp_path)] == ["checkpoint-6"]
-    with pytest.raises(ValueError, match="of another run"):
+    with pytest.raises(SystemExit, match="error: .*of another run"):
         script.main([*options(clip, pictures, tmp_path, seed=3), "--resume_from_checkpoint", "latest"])
-    with pytest.raises(SystemExit):
-        script.main(options(clip, pictures, tmp_path))  # it would mix two runs
+    for message in ("holds a finished classifier", "holds checkpoints"):
+        with pytest.raises(SystemExit):
+            script.main(options(clip, pictures, tmp_path))  # it would mix two runs
+        assert message in capsys.readouterr().err
+        (tmp_path / "metrics.json").unlink(missing_ok=True)
 
 
 def test_the_log_forgets_steps_that_are_taken_again(tmp_path):
@@ -348,7 +350,7 @@ def test_texts_are_encoded_as_clip_does(clip):
 
 def test_class_weights_balance():
     examples = [Example(str(number), label, Image.new) for number, label in enumerate("aaab")]
-    assert emotion_data.balanced_weights(examples, ["a", "b", "c"]) == [pytest.approx(2 / 3), 2, 0]
+    assert training_data.balanced_weights(examples, ["a", "b", "c"]) == [pytest.approx(2 / 3), 2, 0]
 
 
 def test_class_weights_are_used(clip, tmp_path):
@@ -412,7 +414,7 @@ def test_training_goes_on_from_a_simemo_with_its_labels(clip, pictures, finished
     torch.testing.assert_close(ratio, torch.full_like(ratio, 1 / report["temperature"]))
     draw_pictures(tmp_path / "unknown", 2)
     (tmp_path / "unknown" / "calm").rename(tmp_path / "unknown" / "cosy")
-    with pytest.raises(ValueError, match="train pictures that the classifier does not have: .'cosy'"):
+    with pytest.raises(SystemExit, match="train pictures that the classifier does not have: .'cosy'"):
         script.main(options(None, tmp_path / "unknown", tmp_path / "new", init_from=finished, **frozen))
 
 
@@ -451,12 +453,12 @@ def write_emoset(root: Path, with_id: bool) -> None:
 @pytest.mark.parametrize("with_id", [False, True])
 def test_emoset(with_id, tmp_path):
     write_emoset(tmp_path, with_id)
-    splits = emotion_data.read_data_dir(tmp_path)
+    splits = training_data.read_data_dir(tmp_path)
     assert {split: len(examples) for split, examples in splits.items()} == {"train": 8, "validation": 4, "test": 2}
     first, second = splits["train"][:2]
     assert (first.label, first.caption) == ("awe", "")
     assert second.caption == "ice floe, bird, sea"
-    assert emotion_data.text_of(second, "it evokes {label}") == "it evokes awe: ice floe, bird, sea"
+    assert training_data.text_of(second, "it evokes {label}") == "it evokes awe: ice floe, bird, sea"
     assert first.load().getpixel((0, 0)) == Image.open(tmp_path / "image/awe/awe_00000.jpg").getpixel((0, 0))
 
 
@@ -483,25 +485,25 @@ def test_fi_lists_count_votes(tmp_path, capsys):
         (tmp_path / "agg" / name).write_text("\n".join(lines) + "\n")
     for name in ("one", "two", "tie", "three"):
         save("awe", 0, tmp_path / "pictures" / f"{name}.jpg")
-    examples = emotion_data.read_data_dir(tmp_path)["train"]
+    examples = training_data.read_data_dir(tmp_path)["train"]
     assert [(Path(example.name).stem, example.label) for example in examples] == [("one", "awe"), ("three", "fear")]
     assert "1 are not on disk, 1 have two emotions" in capsys.readouterr().out
 
 
 def test_image_folders_with_and_without_splits(tmp_path, pictures):
-    splits = emotion_data.read_data_dir(pictures)
+    splits = training_data.read_data_dir(pictures)
     assert {split: len(examples) for split, examples in splits.items()} == {"train": 21, "validation": 9}
-    assert emotion_data.ordered_labels(splits["train"]) == LABELS
-    plain = emotion_data.read_data_dir(pictures / "train")
-    parts = emotion_data.with_validation(plain, 0.3, seed=0)
+    assert training_data.ordered_labels(splits["train"]) == LABELS
+    plain = training_data.read_data_dir(pictures / "train")
+    parts = training_data.with_validation(plain, 0.3, seed=0)
     names = {split: {example.name for example in examples} for split, examples in parts.items()}
     assert not names["train"] & names["validation"] and len(names["train"] | names["validation"]) == 21
     counts = [sum(example.label == label for example in parts["validation"]) for label in LABELS]
     assert counts == [2, 2, 2]
     assert (
-        emotion_data.with_validation(plain, 0.3, seed=1) != parts == emotion_data.with_validation(plain, 0.3, seed=0)
+        training_data.with_validation(plain, 0.3, seed=1) != parts == training_data.with_validation(plain, 0.3, seed=0)
     )
-    only_test = emotion_data.with_validation({"train": plain["train"], "test": plain["train"][:3]}, 0.3, seed=0)
+    only_test = training_data.with_validation({"train": plain["train"], "test": plain["train"][:3]}, 0.3, seed=0)
     assert list(only_test) == ["train", "validation"] and len(only_test["validation"]) == 3
 
 
@@ -509,13 +511,13 @@ def test_captions_of_metadata_become_texts(tmp_path):
     save("awe", 0, tmp_path / "train" / "awe" / "a.png")
     save("awe", 1, tmp_path / "train" / "awe" / "b.png")
     (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "awe/a.png", "text": "a lake"}\n\n')
-    (example, other) = emotion_data.read_data_dir(tmp_path)["train"]
+    (example, other) = training_data.read_data_dir(tmp_path)["train"]
     assert (example.caption, other.caption) == ("a lake", "")
-    assert emotion_data.text_of(example, "full of {label}") == "full of awe: a lake"
-    assert emotion_data.text_of(other, "full of {label}") == "full of awe"
+    assert training_data.text_of(example, "full of {label}") == "full of awe: a lake"
+    assert training_data.text_of(other, "full of {label}") == "full of awe"
     config = tiny_models.emotion_classifier().config
     rows = {"full of awe": 3, "full of awe: a lake": 5}
-    data = emotion_data.EmotionPictures([example, other], config, rows, "full of {label}")
+    data = training_data.EmotionPictures([example, other], config, rows, "full of {label}")
     assert [data[0, index]["texts"] for index in range(2)] == [5, 3]
 
 
@@ -542,18 +544,18 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
     library.Image = lambda decode: "undecoded"
     library.__spec__ = importlib.machinery.ModuleSpec("datasets", None)
     monkeypatch.setitem(sys.modules, "datasets", library)
-    splits = emotion_data.read_dataset("me/moods", "photo", "mood", "words")
+    splits = training_data.read_dataset("me/moods", "photo", "mood", "words")
     assert list(splits) == ["train", "validation"]
     assert [(e.label, e.caption) for e in splits["train"]] == [("calm", "a lake"), ("awe", "a lake")]
     assert [e.load().size for e in splits["train"]] == [(14, 11)] * 2
     with pytest.raises(ValueError, match="label"):
-        emotion_data.read_dataset("me/moods", "photo", "label", None)
+        training_data.read_dataset("me/moods", "photo", "label", None)
 
 
 def test_a_missing_datasets_library_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install datasets"):
-        emotion_data.read_dataset("me/moods", "image", "label", None)
+        training_data.read_dataset("me/moods", "image", "label", None)
 
 
 def broken_layout(kind: str, root: Path) -> None:
@@ -581,24 +583,100 @@ def broken_layout(kind: str, root: Path) -> None:
 def test_broken_layouts_are_named(kind, message, tmp_path):
     broken_layout(kind, tmp_path)
     with pytest.raises(ValueError, match=message):
-        emotion_data.read_data_dir(tmp_path)
+        training_data.read_data_dir(tmp_path)
 
 
 def test_one_label_cannot_be_told_from_others(clip, pictures, tmp_path):
     shutil.copytree(pictures / "train" / "awe", tmp_path / "data" / "awe")
-    with pytest.raises(ValueError, match="two labels"):
+    with pytest.raises(SystemExit, match="error: There have to be two labels"):
         script.main(options(clip, tmp_path / "data", tmp_path / "new"))
 
 
 def test_training_that_diverges_is_ended(clip, pictures, tmp_path):
     wild = {"head_learning_rate": 1e30, "max_grad_norm": 0, "logging_steps": 1}
-    with pytest.raises(ValueError, match="The loss is (nan|inf)"):
+    with pytest.raises(SystemExit, match="error: The loss is (nan|inf)"):
         script.main(options(clip, pictures, tmp_path, **wild))
 
 
 def test_a_label_with_one_picture_cannot_be_split():
     with pytest.raises(ValueError, match="'b' has one picture"):
-        emotion_data.stratified_split([Example(name, name[0], Image.new) for name in ("a1", "a2", "b1")], 0.5, 0)
+        training_data.stratified_split([Example(name, name[0], Image.new) for name in ("a1", "a2", "b1")], 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("Train", "VAL", "testing"), ["train", "validation", "test"]),
+        (("training", "eval", "Test", "holdout"), ["train", "validation", "test"]),
+        (("TRAIN", "dev"), ["train", "validation"]),
+        ((".",), ["train"]),
+    ],
+    ids=str,
+)
+def test_splits_are_known_by_their_usual_names(folders, splits, tmp_path, capsys):
+    for folder in folders:
+        for label in ("anger", "awe"):
+            save(label, 0, tmp_path / folder / label / "picture.JPG")
+    found = training_data.read_data_dir(tmp_path)
+    assert sorted(found) == sorted(splits)
+    for split, folder in zip(splits, folders):
+        assert [example.label for example in found[split]] == ["anger", "awe"]
+        assert all(Path(example.name).parents[1] == tmp_path / folder for example in found[split])
+    assert ("as they are no split: holdout" in capsys.readouterr().out) == ("holdout" in folders)
+
+
+def test_splits_that_have_two_names_or_nothing_to_train_on_are_refused(tmp_path):
+    for folder in ("val", "valid"):
+        save("awe", 0, tmp_path / folder / "awe" / "a.png")
+    with pytest.raises(ValueError, match="'val' and 'valid' are both names of the split 'validation'"):
+        training_data.read_data_dir(tmp_path)
+    shutil.rmtree(tmp_path / "valid")
+    with pytest.raises(ValueError, match="no labelled pictures"):
+        training_data.read_data_dir(tmp_path)
+
+
+def test_hidden_files_and_folders_are_no_pictures_and_no_labels(tmp_path):
+    seen = save("awe", 0, tmp_path / "train" / "awe" / "deep" / "a.png")
+    hidden = [
+        "awe/._a.png",
+        "awe/.thumbnails/a.png",
+        "awe/@eaDir/a.png/a.png",
+        ".ipynb_checkpoints/a.png",
+        "_old/a.png",
+    ]
+    for name in hidden:
+        save("awe", 0, tmp_path / "train" / name)
+    also = save("awe", 0, tmp_path / "train" / "awe" / "_DSC0001.jpg")  # as cameras call them
+    assert [example.name for example in training_data.read_data_dir(tmp_path)["train"]] == sorted([also, seen])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_list(tmp_path):
+    save("awe", 0, tmp_path / "images" / "awe" / "a.png")
+    line = json.dumps({"file_name": "awe/a.png", "text": "a lake"})
+    (tmp_path / "images" / "metadata.jsonl").write_text(line + "\n", encoding="utf-8-sig")
+    assert training_data.read_data_dir(tmp_path / "images")["train"][0].caption == "a lake"
+    save("awe", 0, tmp_path / "fi" / "one.jpg")
+    (tmp_path / "fi" / "awe.csv").write_text("awe,http://farm1.host/one.jpg,0,5\n", encoding="utf-8-sig")
+    assert [example.label for example in training_data.read_data_dir(tmp_path / "fi")["train"]] == ["awe"]
+    write_emoset(tmp_path / "emoset", with_id=False)
+    for path in (tmp_path / "emoset").glob("*.json"):
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(training_data.read_data_dir(tmp_path / "emoset")["train"]) == 8
+
+
+def test_a_run_says_first_what_it_learns_from_and_nothing_of_missing_keys(clip, pictures, tmp_path, capfd):
+    quick = {"num_epochs": 1, "text_weight": 0, "resume_from_checkpoint": "latest"}
+    script.main(options(clip, pictures, tmp_path / "new", **quick))
+    told, errors = capfd.readouterr()
+    lines = told.splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["pictures", *LABELS, "all"],
+        ["train", "7", "7", "7", "21"],
+        ["validation", "3", "3", "3", "9"],
+    ]
+    assert lines[3].startswith("Few validation pictures, under 10, of awe, anger, calm")
+    assert lines[4] == f"{tmp_path / 'new'} holds no checkpoint yet: the run starts at its beginning."
+    assert "classifier.0.weight" not in told + errors and "text_model" not in told + errors
 
 
 def test_unreadable_pictures_are_reported_and_left_out(clip, pictures, tmp_path, capsys):
@@ -632,11 +710,11 @@ def test_rotation_and_transparency_are_heeded(tmp_path):
     assert clear.load().getpixel((0, 0)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("augmentation", emotion_data.AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", training_data.AUGMENTATIONS)
 def test_augmentations_are_a_function_of_seed_epoch_and_index(augmentation):
     config = tiny_models.emotion_classifier(id2label=dict(enumerate(LABELS))).config
     examples = [Example("", "awe", lambda number=number: picture("awe", number)) for number in (0, 0)]
-    data = emotion_data.EmotionPictures(examples, config, augmentation=augmentation)
+    data = training_data.EmotionPictures(examples, config, augmentation=augmentation)
     pixels = data[3, 0]["pixel_values"]
     assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.float32
     assert torch.equal(pixels, data[3, 0]["pixel_values"])
@@ -646,7 +724,7 @@ def test_augmentations_are_a_function_of_seed_epoch_and_index(augmentation):
 
 def test_degraded_pictures_are_soft_and_pale():
     board = torch.stack([torch.arange(32) % 2, torch.arange(1, 33) % 2]).float().repeat(16, 1).expand(3, 32, 32)
-    degraded = [emotion_data.degrade(board, random.Random(seed)) for seed in range(40)]
+    degraded = [training_data.degrade(board, random.Random(seed)) for seed in range(40)]
     contrasts = torch.stack([pixels.std() for pixels in degraded])
     assert contrasts.mean() < 0.7 * board.std() and contrasts.std() > 0.05
     assert torch.stack(degraded).mean() == pytest.approx(0.5, abs=0.05)
@@ -654,22 +732,22 @@ def test_degraded_pictures_are_soft_and_pale():
 
 def test_robust_training_degrades_half_of_the_pictures(monkeypatch):
     calls = []
-    monkeypatch.setattr(emotion_data, "degrade", lambda pixels, rng: calls.append(1) or pixels)
+    monkeypatch.setattr(training_data, "degrade", lambda pixels, rng: calls.append(1) or pixels)
     for seed in range(200):
-        emotion_data.augment(picture("awe", 0), 8, "robust", random.Random(seed))
+        training_data.augment(picture("awe", 0), 8, "robust", random.Random(seed))
     assert 70 < len(calls) < 130
 
 
 def test_validation_sees_the_middle_of_a_picture():
     image = Image.new("RGB", (30, 10), "red")
     image.paste("blue", (10, 0, 20, 10))
-    colours = {colour for _, colour in emotion_data.centre_crop(image, 8).getcolors()}
+    colours = {colour for _, colour in training_data.centre_crop(image, 8).getcolors()}
     assert all(blue > 240 > 10 > red for red, _, blue in colours)  # the filter reaches over the edge
-    assert emotion_data.centre_crop(image, 8).getpixel((4, 4)) == (0, 0, 255)
+    assert training_data.centre_crop(image, 8).getpixel((4, 4)) == (0, 0, 255)
 
 
 def test_epochs_have_orders_of_their_own():
-    sampler = emotion_data.EpochSampler(6, seed=0)
+    sampler = training_data.EpochSampler(6, seed=0)
     first = list(sampler)
     assert list(sampler) == first and sorted(first) == [(0, index) for index in range(6)]
     sampler.epoch = 1
@@ -800,8 +878,8 @@ def test_storybook_draws_folders_to_train_on(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tiny_models.REPOSITORY / "examples" / "storybook")
     draw_folders = importlib.import_module("draw_folders")
     draw_folders.draw(tmp_path, "train", "fear", 2, "painted")
-    first, second = emotion_data.read_data_dir(tmp_path)["train"]
+    first, second = training_data.read_data_dir(tmp_path)["train"]
     assert first.label == second.label == "fear" and first.caption and second.caption
     assert first.load().size == (64, 64) and first.load().tobytes() != second.load().tobytes()
     draw_folders.draw(tmp_path / "again", "train", "fear", 1, "painted")
-    assert emotion_data.read_data_dir(tmp_path / "again")["train"][0].load().tobytes() == first.load().tobytes()
+    assert training_data.read_data_dir(tmp_path / "again")["train"][0].load().tobytes() == first.load().tobytes()

@@ -1,4 +1,4 @@
-# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Lay the XL Storybook out as a checkpoint: the parts in `xl/`, and those that it shares with the root's checkpoint.
 
     python examples/storybook/assemble_xl.py --output_dir outputs/storybook_xl

@@ -1,4 +1,4 @@
-# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Measures on Storybook what lies in between: strengths of an emotion, mixtures of two, and edits within a mask.
 
 Strength: prompts x 8 emotions at several `emotion_strength`, from the same seeds. Mixtures: pairs of emotions, from
@@ -17,25 +17,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
+import repository  # noqa: F401
 import torch
-import transformers
 from evaluate import (
-    MUSE_SETTINGS,
+    CALL,
     PROCESS,
     Setting,
     items_of_editing,
     items_of_generation,
     load,
     make_images,
-    processor,
     to_pixels,
 )
+from muse_examples.contact_sheets import EMOTION_COLORS, Cell, contact_sheet
+from muse_examples.measuring import processor, versions
 from PIL import Image
-from sheets import EMOTION_COLORS, Cell, contact_sheet
 from tqdm import tqdm
 from world import EMOTIONS
+
+from pipeline_muse import MusePipeline
 
 
 STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # 0: the stock pipeline
@@ -89,7 +90,7 @@ def mask_setting(name: str, mask: Image.Image | None) -> Setting:
 def pictures(setting: Setting, items: list[dict], args: argparse.Namespace) -> list[Image.Image]:
     """The pictures of all items, made in batches where `args.images_dir` lacks them."""
     paths = [args.images_dir / setting.name / f"{index:03d}.png" for index in range(len(items))]
-    call = {"num_inference_steps": MUSE_SETTINGS["num_inference_steps"], "guidance_scale": args.guidance_scale}
+    call = {**CALL, "guidance_scale": args.guidance_scale}
     for start in tqdm(range(0, len(items), args.batch_size), desc=setting.name):
         batch = slice(start, start + args.batch_size)
         if not all(path.exists() for path in paths[batch]):
@@ -341,9 +342,9 @@ def main() -> None:
     }
     names = ("prompts", "mixed_prompts", "sources", "guidance_scale", "dtype", "threads", "batch_size")
     record = {
-        "protocol": {name: getattr(args, name) for name in names} | {"muse": MUSE_SETTINGS},
+        "protocol": {name: getattr(args, name) for name in names} | {"muse": CALL | MusePipeline.presets["full"]},
         "hardware": f"{os.cpu_count()} cores of an {processor()}",
-        "versions": {module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
+        "versions": versions(),
         "strength": measure_strengths(strengths, items),
         "mixtures": measure_mixtures(mixtures, args.mixed_prompts),
         "masks": measure_masks(masked, edits),

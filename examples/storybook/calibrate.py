@@ -1,4 +1,4 @@
-# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Choose the threshold of the semantic gate for this world's CLIP.
 
 Samples neutral prompts as the stock pipeline does (DDIM, guidance 7.5; with `--xl` 5.0), measures the similarity of

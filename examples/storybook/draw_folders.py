@@ -1,4 +1,4 @@
-# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Draws labelled scenes of Storybook as image folders, `<split>/<emotion>/*.png` with captions in `metadata.jsonl`:
 data for `examples/train_emotion_classifier.py`, or for any other program that trains on image folders."""
 

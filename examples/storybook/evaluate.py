@@ -1,4 +1,4 @@
-# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Measures MUSE on Storybook against the stock pipeline and Universal Guidance, in one run.
 
 Generation: prompts of the world, each with the 8 emotions. Editing: held-out drawings without an
@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import random
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,35 +29,24 @@ import torch.nn.functional as F
 from assemble_xl import FOLDER as XL
 from assemble_xl import assemble
 from judges import load_judge
+from modeling_simemo import SimEmoForImageClassification
+from muse_examples.measuring import processor
+from muse_examples.pipelines import settings_of
+from repository import ROOT
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 from world import CUES, EMOTIONS, PLACES, SUBJECTS, contact_sheet, content_prompt, render, sample_scene
 
-
-ROOT = Path(__file__).resolve().parents[2]
-# A clone works without being installed.
-sys.path[:0] = [str(ROOT), str(ROOT / "emotion_classifier"), str(ROOT / "examples")]
-
-from loading import processor  # noqa: E402
-from modeling_simemo import SimEmoForImageClassification  # noqa: E402
-from storybook_settings import MUSE_SETTINGS, MUSE_XL_SETTINGS  # noqa: E402
-
-from pipeline_muse import (  # noqa: E402
-    MusePipeline,
-    PixelSpec,
-    frozen,
-    guide_noise,
-    predict_x0,
-    signal_level,
-)
-from pipeline_muse_xl import MuseXLPipeline  # noqa: E402
+from pipeline_muse import MusePipeline, PixelSpec, frozen, predict_x0, signal_level
+from pipeline_muse_xl import MuseXLPipeline
 
 
 MUSE = "MUSE"  # the row of the whole method
 NO_PULL = {"inherent_weight": 0.0, "similar_weight": 0.0}
 
 
-TUNED_ON = 2  # prompts that served to choose `MUSE_SETTINGS`, so they are not measured on
+CALL: dict[str, Any] = settings_of(str(ROOT))["call"]  # all else is the preset "full"
+TUNED_ON = 2  # prompts that served to choose the settings, so they are not measured on
 PROCESS: dict[str, Any] = {}  # the pipeline and the judges of a worker process
 
 
@@ -67,7 +55,7 @@ class Setting:
     """A row of the table: a way to make images, and its arguments."""
 
     name: str
-    kind: str = "muse"  # "muse", "stock", "word", "cue", "universal" or "edit"
+    kind: str = "muse"  # "muse", "stock", "word", "cue", "universal", "edit" or "edit_from_source"
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
@@ -98,10 +86,9 @@ def generation_settings(thresholds: dict[float, str], xl: bool = False) -> list[
 def editing_settings(xl: bool = False) -> list[Setting]:
     """Both references of guidance at three strengths, for XL at one."""
     return [
-        Setting(f"edit, {reference} prompt, strength {strength:g}", "edit", arguments)
-        for reference in ("source", "null")
+        Setting(f"edit, {reference} prompt, strength {strength:g}", kind, {"strength": strength})
+        for reference, kind in {"source": "edit_from_source", "null": "edit"}.items()
         for strength in ((0.75,) if xl else (0.5, 0.75, 1.0))
-        for arguments in [{"guidance_reference": reference, "strength": strength}]
     ]
 
 
@@ -130,7 +117,7 @@ def universal_guidance(pipe: MusePipeline, prompts: list[str], emotions: list[st
             with torch.enable_grad():
                 z = latents.clone().requires_grad_()
                 null, cond = pipe.unet(torch.cat([z, z]), t, encoder_hidden_states=embeds).sample.chunk(2)
-                noise_pred = guide_noise(null, cond, call["guidance_scale"])
+                noise_pred = torch.lerp(null, cond, call["guidance_scale"])
                 x0 = predict_x0(z, noise_pred, alpha, pipe.scheduler.config.prediction_type)
                 image = pipe.vae.decode((x0 / pipe.vae.config.scaling_factor).to(embeds)).sample
                 logits = pipe.emotion_classifier(pixel_values=spec.prepare(image)).logits
@@ -152,9 +139,11 @@ def make_images(pipe: MusePipeline, setting: Setting, items: list[dict], call: d
         names = {"stock": "prompt", "word": "word_prompt", "cue": "cue_prompt"}
         prompts = [item[names[setting.kind]] for item in items]
         return pipe(prompts, **call).images, [{} for _ in items]
-    if setting.kind == "edit":
+    if setting.kind.startswith("edit"):
         call["image"] = [item["source"] for item in items]
-    output = pipe(prompts, emotion=emotions, **{**PROCESS["settings"], **call, **setting.arguments})
+    if setting.kind == "edit_from_source":
+        call["negative_prompt"] = prompts
+    output = pipe(prompts, emotion=emotions, **{**call, **setting.arguments})
     traces = [{"gate_step": trace.gate_step, "inner_steps": trace.inner_steps} for trace in output.trace]
     return output.images, traces
 
@@ -265,7 +254,6 @@ def load(dtype: str, threads: int, xl: bool = False) -> None:
     pipe.set_progress_bar_config(disable=True)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder, *([pipe.text_encoder_2] if xl else [])):
         module.to(getattr(torch, dtype))
-    PROCESS["settings"] = MUSE_XL_SETTINGS if xl else MUSE_SETTINGS
     scenes = [sample_scene(random.Random(f"evaluate/reference/{index}")) for index in range(1024)]
     PROCESS["pipe"], PROCESS["judges"] = pipe, Judges(ROOT, [render(scene) for scene in scenes])
 
@@ -342,7 +330,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure MUSE on Storybook.")
     parser.add_argument("--prompts", type=int, default=8, help="prompts, each with all 8 emotions (62 at most)")
     parser.add_argument("--sources", type=int, default=4, help="drawings to edit, each towards all 8 emotions")
-    parser.add_argument("--steps", type=int, default=MUSE_SETTINGS["num_inference_steps"], help="denoising steps")
+    parser.add_argument("--steps", type=int, default=CALL["num_inference_steps"], help="denoising steps")
     parser.add_argument("--guidance_scale", type=float, help="the pipeline's own by default: 7.5, of XL 5.0")
     parser.add_argument("--xl", action="store_true", help="measure the SDXL-shaped checkpoint")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of UNet and decoder")
@@ -369,7 +357,7 @@ def main() -> None:
         "generation": (generation_settings(thresholds, args.xl), items_of_generation(args.prompts)),
         "editing": (editing_settings(args.xl), items_of_editing(args.sources)),
     }
-    muse = MUSE_XL_SETTINGS if args.xl else MUSE_SETTINGS
+    muse = dict((MuseXLPipeline if args.xl else MusePipeline).presets["full"])
     results = args.results_dir / ("evaluation_xl" if args.xl else "evaluation")
     names = ("prompts", "sources", "steps", "guidance_scale", "batch_size", "dtype", "workers")
     protocol = {name: getattr(args, name) for name in names} | {"muse": muse, "semantic_threshold": eta}

@@ -1,4 +1,4 @@
-# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Last stage: lay the trained parts out as a diffusers checkpoint in the root, and the judges in `judges/`.
 
 With `--xl` only what the SDXL-shaped checkpoint has of its own, into `xl/`, under names that no download of the root's
@@ -8,23 +8,20 @@ checkpoint takes along; `assemble_xl.py` makes a checkpoint of it.
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 import diffusers
+import repository  # noqa: F401
 import torch
 from assemble_xl import FOLDER as XL
 from common import ROOT, save_json
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from judges import FOLDER
+from modeling_simemo import SimEmoForImageClassification
 from safetensors.torch import save_file
 from train_unet import build_scheduler, text_encoder_of
 from transformers import CLIPModel, CLIPTextModelWithProjection, ResNetForImageClassification
-
-
-sys.path.insert(0, str(ROOT / "emotion_classifier"))
-from modeling_simemo import SimEmoForImageClassification  # noqa: E402
 
 
 DIFFUSERS_FILES = ("config.json", "diffusion_pytorch_model.safetensors")

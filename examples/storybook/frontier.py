@@ -1,4 +1,4 @@
-# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """What MUSE can spare on Storybook: accuracy of judges that never guide against seconds, for many settings.
 
 The rows start from the presets "full" and "fast" of `MusePipeline` and change one thing each, so that what does not
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import repository  # noqa: F401
 import torch
 from common import save_json
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler
@@ -34,12 +35,12 @@ from evaluate import (
     items_of_generation,
     load,
     markdown,
-    processor,
     save_sheet,
     shuffled_contents,
     to_pixels,
 )
-from make_emotion_library import make_library, save_library
+from muse_examples.emotion_library import make_library, save_library
+from muse_examples.measuring import processor
 from safetensors.torch import load_file
 from tqdm import tqdm
 from world import EMOTIONS, content_prompt
@@ -90,20 +91,16 @@ def rows() -> list[Row]:
         Row(FULL, "full"),
         *(Row(f"full, interval {k}", "full", {"update_interval": k}) for k in (5, 10)),
         *(Row(f"full, {k} inner steps", "full", {"max_inner_steps": k}) for k in (1, 2)),
-        Row("full, patience 1", "full", {"patience": 1}),
-        Row("full, from the emotion's word", "full", {"emotion_token_init": "emotion"}),
+        Row("full, from the emotion's word", "full", {"emotion_tokens": "emotion"}),
         Row("full, preview_vae", "full", preview_vae=True),
         Row("full, preview_scale 0.5", "full", {"preview_scale": 0.5}),
         Row("full, library", "full", library=True),
         Row("full, 15 steps of DPM-Solver++", "full", **few),
         Row(FAST, "fast"),
         *(Row(f"fast, interval {k}", "fast", {"update_interval": k}) for k in (2, 4, 6, 8)),
-        fast("without patience", patience=None),
-        fast("keep_best", keep_best=True),
-        fast("Adam", emotion_optimizer="adam"),
         fast("rate 0.2", emotion_learning_rate=0.2),
         fast("rate 0.4", emotion_learning_rate=0.4),
-        fast("from random tokens", emotion_token_init="random"),
+        fast("from random tokens", emotion_tokens="random"),
         fast("without optimisation", max_inner_steps=0),
         fast("preview_scale 0.5", preview_scale=0.5),
         fast("preview_vae", Row("", preview_vae=True)),
@@ -112,7 +109,7 @@ def rows() -> list[Row]:
         fast("library without optimisation", Row("", library=True), max_inner_steps=0),
         Row("fast, interval 2, 15 steps of DPM-Solver++", "fast", {"update_interval": 2}, **few),
         Row("DATE's schedule: 5 normalised steps, random tokens, η = 0", "fast",
-            {"update_interval": 10, "patience": None, "emotion_token_init": "random", "semantic_threshold": 0.0}),
+            {"update_interval": 10, "emotion_tokens": "random", "semantic_threshold": 0.0}),
     ]  # fmt: skip
 
 
@@ -163,7 +160,7 @@ def make(pipe: MusePipeline, row: Row, items: list[dict]) -> tuple[list, list]:
     call: dict[str, Any] = {"num_inference_steps": row.steps, "generator": generators}
     if row.preset is None:
         return pipe(prompts, **call).images, []
-    call |= pipe.presets[row.preset] | row.changes
+    call |= {"preset": row.preset} | row.changes
     if row.library:
         call["emotion_tokens"] = load_file(LIBRARY)
     output = pipe(prompts, emotion=[item["emotion"] for item in items], **call)
@@ -219,7 +216,7 @@ def prepare(dtype: str, xl: bool = False) -> None:
 def build_library(dtype: str) -> None:
     """Mean tokens of each emotion over the images of `library_prompts` whose gate opened, in one safetensors file."""
     prepare(dtype)
-    prompts, call = library_prompts(), {"num_inference_steps": STEPS, **MusePipeline.presets["full"]}
+    prompts, call = library_prompts(), {"num_inference_steps": STEPS, "preset": "full"}
     library = make_library(PROCESS["pipe"], prompts, EMOTIONS, seed=5000, batch_size=8, **call)
     save_library(library, LIBRARY, base="Storybook")
 

@@ -1,4 +1,4 @@
-# Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Measures what a small `preview_vae` saves on Storybook, and what it costs, against the full VAE.
 
 The gradients first: those of the loss with respect to the emotional tokens, through either decoder, with the same
@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from common import save_json
 from diffusers import AutoencoderKL, AutoencoderTiny
-from evaluate import MUSE_SETTINGS, PROCESS, ROOT, Setting, items_of_generation, load, measure, processor
+from evaluate import CALL, PROCESS, ROOT, Setting, items_of_generation, load, measure
+from muse_examples.measuring import processor
 
 from pipeline_muse import MusePipeline
 
@@ -30,56 +31,56 @@ DECODERS = ("vae", "preview_vae")
 STANDSTILL = 1e-12  # a learning rate that moves no token, so that both decoders are asked along the same path
 
 
-class RecordingPipeline(MusePipeline):
-    """Notes the gradient of each sample's tokens at each step of the inner loop."""
-
+def token_gradients(pipe: MusePipeline, item: dict, steps: int, tokens: torch.Tensor | None) -> torch.Tensor:
+    """The gradients at `tokens`, or at those that a run starts with, of all denoising steps: (steps, n * D)."""
     gradients: list[torch.Tensor] = []
 
-    def _descend(self, state, loop, loss, rows, going):
-        moved = super()._descend(state, loop, loss, rows, going)
-        self.gradients.append(torch.stack([loop.tokens[b].grad.flatten() for b in moved]))
-        return moved
+    def see(unet: torch.nn.Module, arguments: tuple, keywords: dict) -> None:
+        embeds = keywords["encoder_hidden_states"]
+        if embeds.requires_grad:  # the tokens stand behind the prompt
+            length = pipe.tokenizer.model_max_length
+            embeds.register_hook(lambda gradient: gradients.append(gradient[:, length:].flatten()))
+
+    hook = pipe.unet.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        pipe(
+            item["prompt"],
+            emotion=item["emotion"],
+            emotion_tokens="random" if tokens is None else tokens,
+            generator=torch.Generator().manual_seed(item["seed"]),
+            num_inference_steps=steps,
+            semantic_threshold=0.0,
+            max_inner_steps=1,
+            emotion_learning_rate=STANDSTILL,
+            loss_threshold=0.0,
+            inherent_weight=0.0,  # with these terms a loss may fall below the threshold, which ends the loop
+            similar_weight=0.0,
+            output_type="latent",
+        )
+    finally:
+        hook.remove()
+    return torch.stack(gradients)
 
 
-def token_gradients(pipe: RecordingPipeline, items: list[dict], tokens: torch.Tensor | None) -> torch.Tensor:
-    """The gradients at `tokens`, or at those that a run starts with, of all denoising steps: (steps, items, n * D)."""
-    pipe.gradients = []
-    pipe(
-        [item["prompt"] for item in items],
-        emotion=[item["emotion"] for item in items],
-        emotion_tokens=tokens,
-        generator=[torch.Generator().manual_seed(item["seed"]) for item in items],
-        num_inference_steps=MUSE_SETTINGS["num_inference_steps"],
-        semantic_threshold=0.0,
-        max_inner_steps=1,
-        emotion_learning_rate=STANDSTILL,
-        loss_threshold=0.0,
-        inherent_weight=0.0,  # with these terms a loss may fall below the threshold, which ends the loop
-        similar_weight=0.0,
-        output_type="latent",
-    )
-    return torch.stack(pipe.gradients)
-
-
-def compare_gradients(preview_vae: AutoencoderTiny, items: list[dict]) -> dict[str, Any]:
+def compare_gradients(preview_vae: AutoencoderTiny, items: list[dict], steps: int) -> dict[str, Any]:
     """Cosines of the gradients through either decoder, by denoising step, at the first and at the final tokens."""
-    loaded = MusePipeline.from_pretrained(ROOT, trust_remote_code=True)  # of the class that the checkpoint brings
-    pipe = RecordingPipeline(**loaded.components, requires_safety_checker=False)
+    pipe = MusePipeline.from_pretrained(ROOT, trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
     final = pipe(
         [item["prompt"] for item in items],
         emotion=[item["emotion"] for item in items],
         generator=[torch.Generator().manual_seed(item["seed"]) for item in items],
+        num_inference_steps=steps,
         semantic_threshold=0.0,
         output_type="latent",
-        **MUSE_SETTINGS,
     ).emotion_tokens
     result: dict[str, Any] = {"pairs": len(items)}
-    for name, tokens in (("first tokens", None), ("final tokens", final)):
+    for name, starts in (("first tokens", [None] * len(items)), ("final tokens", final)):
         gradients = []
         for decoder in (None, preview_vae):
             pipe.register_modules(preview_vae=decoder)
-            gradients.append(token_gradients(pipe, items, tokens))
+            told = [token_gradients(pipe, item, steps, start) for item, start in zip(items, starts)]
+            gradients.append(torch.stack(told, dim=1))
         cosines = F.cosine_similarity(*gradients, dim=-1)  # (steps, items)
         ratios = gradients[1].norm(dim=-1) / gradients[0].norm(dim=-1)
         result[name] = {
@@ -89,6 +90,7 @@ def compare_gradients(preview_vae: AutoencoderTiny, items: list[dict]) -> dict[s
             "least_by_step": [round(value, 4) for value in cosines.amin(dim=1).tolist()],
             "median ratio of norms": ratios.median().item(),
         }
+        pipe.register_modules(preview_vae=None)
     return result
 
 
@@ -132,7 +134,7 @@ def main() -> None:
     parser.add_argument("--preview_vae", type=Path, default=trained, help="Default: %(default)s.")
     parser.add_argument("--pairs", type=int, default=8, help="prompts with emotions whose gradients are compared")
     parser.add_argument("--prompts", type=int, default=8, help="prompts of the whole runs, each with all 8 emotions")
-    parser.add_argument("--steps", type=int, default=MUSE_SETTINGS["num_inference_steps"], help="denoising steps")
+    parser.add_argument("--steps", type=int, default=CALL["num_inference_steps"], help="denoising steps")
     parser.add_argument("--guidance_scale", type=float, default=7.5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the whole runs")
     parser.add_argument("--batch_size", type=int, default=16)
@@ -151,7 +153,8 @@ def main() -> None:
     items = items_of_generation(args.prompts)
 
     if "gradients" not in record:
-        record["gradients"] = compare_gradients(tiny, [items[9 * k % len(items)] for k in range(args.pairs)])
+        pairs = [items[9 * k % len(items)] for k in range(args.pairs)]
+        record["gradients"] = compare_gradients(tiny, pairs, args.steps)
         latents = torch.randn((args.batch_size, 4, 16, 16), generator=torch.Generator().manual_seed(0))
         full = AutoencoderKL.from_pretrained(ROOT / "vae").eval()
         record["cost"] = {name: cost_of(part, latents) for name, part in zip(DECODERS, (full, tiny))}

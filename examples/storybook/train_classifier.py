@@ -9,12 +9,11 @@
 """
 
 import copy
-import sys
 
 import numpy as np
+import repository  # noqa: F401
 import torch
 from common import (
-    ROOT,
     arguments,
     autocast,
     degrade,
@@ -34,15 +33,12 @@ from common import (
     update_average,
 )
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer, ResNetConfig, ResNetForImageClassification
 from world import EMOTIONS, Scene, content_prompt
-
-
-sys.path.insert(0, str(ROOT / "emotion_classifier"))
-from modeling_simemo import SimEmoConfig, SimEmoForImageClassification  # noqa: E402
 
 
 LABELS = dict(enumerate(EMOTIONS))

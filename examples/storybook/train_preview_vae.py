@@ -8,9 +8,9 @@ untrained since no preview needs it, and a sheet of the VAE's pictures above its
 
 import copy
 import random
-import sys
 
 import numpy as np
+import repository  # noqa: F401
 import torch
 from common import (
     ROOT,
@@ -33,10 +33,7 @@ from torch.nn import functional as F
 from train_vae import reconstruction_loss
 from world import caption, contact_sheet, render
 
-
-sys.path.insert(0, str(ROOT))
-
-from pipeline_muse import MusePipeline, guide_noise, predict_x0, signal_level  # noqa: E402
+from pipeline_muse import MusePipeline, predict_x0, signal_level
 
 
 KINDS = ("drawings", "noisy drawings", "previews")
@@ -74,7 +71,7 @@ def preview_latents(pipe: MusePipeline, indices: range) -> torch.Tensor:
     previews = []
     for t in pipe.scheduler.timesteps:
         noise = pipe.unet(torch.cat([latents] * 2), t, torch.cat([null_embeds, embeds])).sample
-        noise = guide_noise(*noise.chunk(2), GUIDANCE)
+        noise = torch.lerp(*noise.chunk(2), GUIDANCE)
         previews.append(predict_x0(latents, noise, signal_level(pipe.scheduler, t), "epsilon"))
         latents = pipe.scheduler.step(noise, t, latents).prev_sample
     return torch.stack(previews, dim=1).flatten(0, 1)

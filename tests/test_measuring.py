@@ -1,9 +1,9 @@
 """The real architectures with random weights: that they are the real ones, and how memory is measured."""
 
-import full_size
 import pytest
 import tiny_models
 import torch
+from muse_examples import architectures, measuring
 
 
 # Of the released checkpoints: Stable Diffusion 1.5 and XL, OpenAI's CLIP ViT-L/14, TAESD, and SimEmo's tower and head.
@@ -17,12 +17,12 @@ PARAMETERS = {
 def test_the_architectures_are_the_real_ones(architecture):
     for name, number in PARAMETERS[architecture].items():
         with torch.device("meta"):
-            module = full_size.network_builders(architecture)[name]()
+            module = architectures.network_builders(architecture)[name]()
         assert sum(weight.numel() for weight in module.parameters()) == number, name
 
 
 def test_random_modules_have_weights_in_place_and_work():
-    clip = full_size.random_module(lambda: tiny_models.clip_model(), "cpu", torch.bfloat16)
+    clip = architectures.random_module(lambda: tiny_models.clip_model(), "cpu", torch.bfloat16)
     assert {weight.dtype for weight in clip.parameters()} == {torch.bfloat16}
     assert not any(weight.requires_grad or weight.is_meta for weight in clip.parameters())
     embeddings = clip.text_model.embeddings
@@ -32,19 +32,19 @@ def test_random_modules_have_weights_in_place_and_work():
 
 
 def test_memory_is_the_most_at_any_time_and_not_what_is_left():
-    with full_size.measured_memory("cpu") as memory:
+    with measuring.measured_memory("cpu") as memory:
         block = torch.ones(2**26)  # 256 MiB
         torch.cumsum(block, 0)  # as much again
         del block
     assert 0.45 < memory.beyond < 0.6
     assert memory.peak == memory.before + memory.beyond
-    assert full_size.resident() < memory.before + 0.1
+    assert measuring.resident() < memory.before + 0.1
 
 
 def test_memory_that_was_freed_before_does_not_count():
     small = [torch.ones(2**10) for _ in range(2**16)]  # 256 MiB
-    held, rest = full_size.resident(), small[::1024]
+    held, rest = measuring.resident(), small[::1024]
     del small  # the allocator keeps what lies between the rest
-    with full_size.measured_memory("cpu") as memory:
+    with measuring.measured_memory("cpu") as memory:
         pass
     assert len(rest) == 64 and memory.before < held - 0.1

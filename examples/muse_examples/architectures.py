@@ -1,36 +1,14 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""The real architectures with random weights, so nothing has to be downloaded, and how much memory work takes.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The real architectures with random weights, so nothing has to be downloaded: their pictures show nothing."""
 
-`benchmark.py` measures with them. Pictures of random weights show nothing.
-"""
-
-import ctypes
-import gc
 import string
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import psutil
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from loading import REPOSITORY
+from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
 from tqdm.auto import tqdm
 from transformers import (
     CLIPConfig,
@@ -43,10 +21,6 @@ from transformers import (
 
 from pipeline_muse import MusePipeline
 from pipeline_muse_xl import MuseXLPipeline
-
-
-sys.path.append(str(REPOSITORY / "emotion_classifier"))
-from modeling_simemo import SimEmoConfig, SimEmoForImageClassification  # noqa: E402
 
 
 LETTERS = [*string.ascii_lowercase, *(letter + "</w>" for letter in string.ascii_lowercase)]
@@ -96,19 +70,6 @@ CLIP_BIG_G_TEXT: dict[str, Any] = {
     "num_attention_heads": 20,
     "projection_dim": 1280,
 }
-
-
-@dataclass
-class Memory:
-    """Memory in use, in GiB: `before` some work, and the most at any time during it, `peak`."""
-
-    before: float
-    peak: float
-
-    @property
-    def beyond(self) -> float:
-        """What the work needed on top of what was there before it, which is mostly the weights."""
-        return self.peak - self.before
 
 
 def random_module(build: Callable[[], torch.nn.Module], device: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -177,44 +138,3 @@ def build_pipeline(architecture: str, device: str, dtype: torch.dtype, with_prev
         pipe.emotion_classifier.set_attn_implementation("eager")
     pipe.set_progress_bar_config(leave=False)
     return pipe
-
-
-def resident() -> float:
-    """Main memory that this process holds, in GiB."""
-    return psutil.Process().memory_info().rss / 2**30
-
-
-def release_memory() -> None:
-    """Gives back what is not in use, so that `resident` counts only what is; glibc keeps freed memory otherwise."""
-    gc.collect()
-    if sys.platform == "linux":
-        getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
-
-
-@contextmanager
-def measured_memory(device: str) -> Iterator[Memory]:
-    """Fills in what the block needed: on a GPU PyTorch's own count, else the process' size, looked at often."""
-    release_memory()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        memory = Memory(*[torch.cuda.memory_allocated() / 2**30] * 2)
-        yield memory
-        torch.cuda.synchronize()
-        memory.peak = torch.cuda.max_memory_allocated() / 2**30
-        return
-
-    memory, done = Memory(*[resident()] * 2), threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            memory.peak = max(memory.peak, resident())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield memory
-    finally:
-        memory.peak = max(memory.peak, resident())
-        done.set()
-        watcher.join()

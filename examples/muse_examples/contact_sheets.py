@@ -1,31 +1,14 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Contact sheets: pictures side by side, each with a title above and a remark below."""
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-
-# A clone works without being installed.
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-from pipeline_muse import MIKELS_WHEEL  # noqa: E402
+from pipeline_muse import MIKELS_WHEEL
 
 
 INK = "#22262e"

@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Where a training run stands, how that is written down, and how a run goes on from it."""
 
 import json
@@ -98,6 +86,8 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
 def resume(accelerator: Accelerator, folder: Path, checkpoint: str | None, progress: Progress) -> Progress:
     """The progress of the checkpoint to go on from, whose state is loaded; `progress` if there is none."""
     found = list_checkpoints(folder)
+    if checkpoint == "latest" and not found:
+        accelerator.print(f"{folder} holds no checkpoint yet: the run starts at its beginning.")
     if checkpoint is None or (checkpoint == "latest" and not found):
         return progress
     path = found[-1] if checkpoint == "latest" else Path(checkpoint)

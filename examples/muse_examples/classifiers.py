@@ -1,32 +1,92 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""What makes a folder an emotion classifier that loads anywhere: weights, code, image processor and model card."""
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What a classifier sees in a picture, and the folder that makes one load anywhere: weights, code, processor, card."""
 
 import argparse
-import sys
+import json
 from pathlib import Path
 
+import modeling_simemo
+import numpy as np
+import torch
+import transformers
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from loading import DTYPES, REPOSITORY
-from transformers import CLIPImageProcessor
+from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessor, PreTrainedModel
+
+from muse_examples.options import output_folder
+from muse_examples.pipelines import DTYPES
+from pipeline_muse import PixelSpec, to_rgb
 
 
-# A clone works without being installed.
-sys.path += [str(REPOSITORY), str(REPOSITORY / "emotion_classifier")]
+# --------------------------------------------------------------------------------------
+# What a classifier sees
+# --------------------------------------------------------------------------------------
 
-from modeling_simemo import SimEmoConfig, SimEmoForImageClassification  # noqa: E402
+
+def picture_pixels(image: Image.Image, spec: PixelSpec, center_crop: bool = False) -> torch.Tensor:
+    """
+    A picture as a classifier sees it: the pipeline's own preprocessing of previews.
+
+    Args:
+        image (`PIL.Image.Image`): The picture, of any size and mode.
+        spec ([`PixelSpec`]): What the classifier wants to see.
+        center_crop (`bool`, defaults to `False`): Whether a picture of another aspect ratio is cut to the middle, as
+            CLIP's image processor does, and not squeezed.
+
+    Returns:
+        `torch.Tensor` of shape `(1, 3, *spec.size)`, float32.
+    """
+    image = to_rgb(image)
+    if center_crop:
+        scale = min(image.height / spec.size[0], image.width / spec.size[1])
+        height, width = (max(1, round(scale * side)) for side in spec.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width)
+    return spec.prepare(pixels / 127.5 - 1)
+
+
+@torch.no_grad()
+def label_probabilities(classifier: PreTrainedModel, pixels: torch.Tensor) -> list[dict[str, float]]:
+    """
+    Classifies pictures.
+
+    Args:
+        classifier (`PreTrainedModel`): The classifier.
+        pixels (`torch.Tensor` of shape `(n, 3, height, width)`): The pictures, from [`picture_pixels`].
+
+    Returns:
+        `list[dict[str, float]]`: Per picture, the probability of each label.
+    """
+    logits = classifier(pixel_values=pixels.to(classifier.device, classifier.dtype)).logits.float()
+    labels = [classifier.config.id2label[index] for index in range(logits.shape[-1])]
+    return [dict(zip(labels, row)) for row in logits.softmax(dim=-1).tolist()]
+
+
+def read_model(path: Path) -> PreTrainedModel:
+    """
+    Reads a model from two files of any name, which no download of the checkpoint around them takes along.
+
+    Args:
+        path (`Path`): A JSON file with the "class", of transformers or SimEmo's, and its "config"; the weights lie
+            beside it in a safetensors file of the same name.
+
+    Returns:
+        `PreTrainedModel`: The model in eval mode, in the dtype that the class has by default.
+    """
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    kind = getattr(modeling_simemo, saved["class"], None) or getattr(transformers, saved["class"])
+    model = kind(kind.config_class.from_dict(saved["config"]))
+    model.load_state_dict(load_file(path.with_suffix(".safetensors")))  # copies, and so converts
+    return model.eval().requires_grad_(False)
+
+
+# --------------------------------------------------------------------------------------
+# The folder
+# --------------------------------------------------------------------------------------
 
 
 CARD = """---
@@ -65,7 +125,7 @@ pipe.load_emotion_classifier("{repository}", trust_remote_code=True)
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say where the classifier goes."""
     group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", type=Path, required=True, help="folder to write the classifier to")
+    group.add_argument("--output_dir", type=output_folder, required=True, help="folder to write the classifier to")
     group.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights. Default: %(default)s.")
     group.add_argument("--push_to_hub", action="store_true", help="upload the folder to the Hugging Face Hub")
     group.add_argument("--hub_model_id", help="name on the Hub, such as me/simemo. Default: that of the folder.")
@@ -73,8 +133,6 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def check_output_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program with a message where the options of `add_output_options` make no sense."""
-    if args.output_dir.exists() and not args.output_dir.is_dir():
-        parser.error(f"--output_dir: {str(args.output_dir)!r} is a file")
     if args.hub_model_id and not args.push_to_hub:
         parser.error("--hub_model_id needs --push_to_hub")
     if args.push_to_hub:

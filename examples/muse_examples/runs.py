@@ -1,16 +1,4 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
 Makes many pictures with a `MusePipeline`, on as many processes as accelerate starts, and goes on where a run ended.
 
@@ -25,9 +13,10 @@ import json
 import math
 import random
 import re
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -39,12 +28,14 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import tqdm
 from diffusers import DiffusionPipeline
-from loading import PARTIAL, call_options, emotion_name, generators, load_pipeline, storybook_settings, whole_file
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from sheets import BAD, EMOTION_COLORS, GOOD, INK, Cell, contact_sheet, enlarge
 
-from pipeline_muse import normalize_emotion
+from muse_examples.contact_sheets import BAD, EMOTION_COLORS, GOOD, INK, Cell, contact_sheet, enlarge
+from muse_examples.files import PARTIAL, read_text, whole_file, write_whole
+from muse_examples.options import call_options
+from muse_examples.pipelines import check_emotions, generators, known_labels, load_pipeline, settings_of
+from pipeline_muse import to_rgb
 
 
 RECORD = "muse"  # the text of a PNG that says what it shows
@@ -64,11 +55,36 @@ class Job:
     source: Path | None = None
     mask: Path | None = None
     name: str = ""
+    negative_prompt: str | None = None
 
     @property
     def file_name(self) -> str:
         emotion = re.sub(r"[^\w+-]+", "-", emotion_name(self.emotion))
         return f"{self.name}_{emotion}_{self.seed}.png"
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The pictures that it is made of, by what they are to it."""
+        return {name: path for name in ("source", "mask") if (path := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A picture, the trace of its emotion (`None` without one), and whether the safety checker blackened it."""
+
+    image: Image.Image
+    trace: Any = None
+    blackened: bool = False
+
+
+def emotion_name(emotion: str | dict[str, float] | None) -> str:
+    """A short name for titles and files, such as `awe`, `awe70+fear30` (per cent), or `stock` for none."""
+    if emotion is None:
+        return "stock"
+    if isinstance(emotion, str):
+        return emotion
+    total = sum(emotion.values()) or 1
+    return "+".join(f"{label}{round(100 * weight / total)}" for label, weight in emotion.items())
 
 
 # --------------------------------------------------------------------------------------
@@ -97,7 +113,7 @@ def deal(batches: Iterable[list[Job]], process_index: int, num_processes: int) -
     return own
 
 
-def run_batch(pipe: DiffusionPipeline, batch: Sequence[Job], **options: Any) -> tuple[list[Image.Image], list[Any]]:
+def run_batch(pipe: DiffusionPipeline, batch: Sequence[Job], **options: Any) -> list[Made]:
     """
     Makes the pictures of one batch.
 
@@ -107,21 +123,27 @@ def run_batch(pipe: DiffusionPipeline, batch: Sequence[Job], **options: Any) -> 
         options: Further arguments of the pipeline.
 
     Returns:
-        `tuple[list[PIL.Image.Image], list]`: The pictures, and the trace of each (`None` where there is no emotion).
+        `list[Made]`: The pictures, in the order of the jobs.
     """
-    emotions = [job.emotion for job in batch]
+    first, emotions = batch[0], [job.emotion for job in batch]
     if any(emotion is not None for emotion in emotions):
         options["emotion"] = emotions
-    if batch[0].source is not None:
-        options["image"] = Image.open(batch[0].source)
-    if batch[0].mask is not None:
-        options["mask_image"] = Image.open(batch[0].mask)
-    if batch[0].prompt is not None:
+    if first.source is not None:
+        options["image"] = Image.open(first.source)
+    if first.mask is not None:
+        options["mask_image"] = Image.open(first.mask)
+    if first.prompt is not None:
         options["prompt"] = [job.prompt for job in batch]
-    seeds = [generators(job.seed, 1)[0] for job in batch]
-    output = pipe(generator=seeds, **options)
-    traces = getattr(output, "trace", None) or [None] * len(batch)
-    return output.images, [trace if emotion is not None else None for trace, emotion in zip(traces, emotions)]
+    if first.negative_prompt is not None:  # a list beside a list: upstream takes no string beside one
+        options["negative_prompt"] = [job.negative_prompt for job in batch]
+    output = pipe(generator=[generators(job.seed, 1)[0] for job in batch], **options)
+    nothing = [None] * len(batch)
+    traces = getattr(output, "trace", None) or nothing
+    flags = getattr(output, "nsfw_content_detected", None) or nothing
+    return [
+        Made(image, trace if emotion is not None else None, bool(flag))
+        for image, emotion, trace, flag in zip(output.images, emotions, traces, flags)
+    ]
 
 
 # --------------------------------------------------------------------------------------
@@ -129,32 +151,66 @@ def run_batch(pipe: DiffusionPipeline, batch: Sequence[Job], **options: Any) -> 
 # --------------------------------------------------------------------------------------
 
 
-def outcome(trace: Any) -> Record:
-    """What became of the emotion, as JSON; empty where there is none."""
-    if trace is None:
-        return {}
-    names = ("gate_step", "inner_steps", "target_probability", "inherent_emotion")
-    return {name: getattr(trace, name) for name in names}
+def outcome(made: Made) -> Record:
+    """What became of a picture and of its emotion, as JSON."""
+    found: Record = {"size": list(made.image.size)}
+    if made.blackened:
+        found["blackened"] = True
+    if made.trace is not None:
+        names = ("gate_step", "inner_steps", "target_probability", "inherent_emotion")
+        found |= {name: getattr(made.trace, name) for name in names}
+        found["highest_similarity"] = max(made.trace.similarity, default=None)
+    return found
 
 
 def verdict(outcome: Record) -> tuple[str, str]:
     """What became of the emotion, in words and in a colour: the probability that the guide gives it at the end."""
+    if outcome.get("blackened"):
+        return "blackened by the safety checker", BAD
     if "gate_step" not in outcome:
         return "", INK
-    if outcome["gate_step"] is None:
-        return "the gate never opened", BAD
     probability = outcome["target_probability"]
+    if probability is None:
+        return "the gate never opened", BAD
     remark = f"p = {probability:.2f}, {outcome['inner_steps']} inner steps"
     return remark, GOOD if probability >= 0.5 else BAD
 
 
-def record(job: Job, trace: Any) -> Record:
+def closing_words(outcomes: Sequence[Record]) -> str:
+    """What a run has to say of pictures that are not as they were asked for, line by line; empty where all are."""
+    guided = [entry for entry in outcomes if "gate_step" in entry]
+    closed = [entry for entry in guided if entry["gate_step"] is None]
+    blackened = sum(entry.get("blackened", False) for entry in outcomes)
+    lines = []
+    if closed:
+        seen = [entry["highest_similarity"] for entry in closed if entry["highest_similarity"] is not None]
+        reached = f" Their previews were similar to the prompt by up to {max(seen):.1f}." if seen else ""
+        lines += [
+            f"No emotion was added to {len(closed)} of {len(guided)} pictures: their gate never opened, so they are as"
+            f" they are without one.{reached} Take a lower --semantic_threshold, or let guidance start in any case:"
+            " --latest_start 0.3, after 30 % of the steps."
+        ]
+    if blackened:
+        lines.append(f"The base's safety checker blackened {blackened} of {len(outcomes)} pictures.")
+    return "\n".join(lines)
+
+
+def digest(path: Path) -> str:
+    """Tells files apart by their content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def request(job: Job) -> Record:
+    """What a picture was asked to be, as JSON: what its record begins with, and is known by."""
+    asked: Record = {"file": job.file_name, "prompt": job.prompt, "emotion": job.emotion, "seed": job.seed}
+    if job.negative_prompt is not None:
+        asked["negative_prompt"] = job.negative_prompt
+    return asked | {f"{name}_sha256": digest(path) for name, path in job.files.items()}
+
+
+def record(job: Job, made: Made) -> Record:
     """What is worth knowing about a picture, as JSON."""
-    entry: Record = {"file": job.file_name, "prompt": job.prompt, "emotion": job.emotion, "seed": job.seed}
-    for name in ("source", "mask"):
-        if getattr(job, name) is not None:
-            entry[name] = str(getattr(job, name))
-    return entry | outcome(trace)
+    return request(job) | {name: str(path) for name, path in job.files.items()} | outcome(made)
 
 
 def save_picture(image: Image.Image, entry: Record, folder: Path) -> None:
@@ -165,22 +221,23 @@ def save_picture(image: Image.Image, entry: Record, folder: Path) -> None:
         image.save(partial, "PNG", pnginfo=text)
 
 
+def read_record(path: Path) -> Record | None:
+    """The record in a picture; `None` where there is no picture, or none of ours."""
+    try:
+        with Image.open(path) as image:
+            return json.loads(image.info[RECORD])
+    except (OSError, KeyError):
+        return None
+
+
 def read_records(jobs: Sequence[Job], folder: Path) -> list[Record | None]:
     """The records of the pictures that are there, in the order of the jobs; `None` for those that are to be made."""
-    records: list[Record | None] = []
-    for job in jobs:
-        try:
-            with Image.open(folder / job.file_name) as image:
-                records.append(json.loads(image.info[RECORD]))
-        except (OSError, KeyError):  # there is none, or none of ours
-            records.append(None)
-    return records
+    return [read_record(folder / job.file_name) for job in jobs]
 
 
 def write_summary(records: Sequence[Record], folder: Path) -> Path:
     """Writes `metadata.jsonl`, the records of all pictures, and a sheet, of the first of them where they are many."""
-    with whole_file(folder / "metadata.jsonl") as partial:
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in records), encoding="utf-8")
+    write_whole(folder / "metadata.jsonl", "".join(json.dumps(entry) + "\n" for entry in records))
     cells = []
     for entry in records[:MOST_ON_SHEET]:
         name = emotion_name(entry["emotion"])
@@ -200,19 +257,22 @@ def write_summary(records: Sequence[Record], folder: Path) -> Path:
 # --------------------------------------------------------------------------------------
 
 
-def run_settings(args: argparse.Namespace) -> Record:
-    """All that pictures depend on, as JSON: every option but the folder; files by content, the device by its kind."""
-    defaults = {"defaults of the base": storybook_settings(args.base), "device": torch.device(args.device).type}
-    options = {**vars(args), **defaults}
-    del options["output_dir"]
-    return json.loads(json.dumps(options, default=lambda path: hashlib.sha256(path.read_bytes()).hexdigest()))
+def run_settings(args: argparse.Namespace, per_picture: Collection[str] = ()) -> Record:
+    """
+    All that the pictures of a run have in common, as JSON: every option but the folder and those of single pictures,
+    which their records tell. Files are known by content, the device by its kind.
+    """
+    defaults = {"defaults of the base": settings_of(args.base), "device": torch.device(args.device).type}
+    options = {name: value for name, value in vars(args).items() if name not in {"output_dir", *per_picture}}
+    return json.loads(json.dumps(options | defaults, default=digest))
 
 
 def differences(folder: Path, settings: Record) -> list[str]:
-    """In what the run that a folder is of differs from these settings; empty if it is of none yet."""
+    """In what the run that a folder is of differs from these settings; empty if it holds no picture of any yet."""
     path = folder / SETTINGS
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
-    found = []
+    if not path.exists() or all(read_record(picture) is None for picture in folder.glob("*.png")):
+        return []
+    known, found = json.loads(read_text(path)), []
     for name in sorted({*known, *settings}):
         old, new = (json.dumps(values.get(name), ensure_ascii=False) for values in (known, settings))
         if old != new:
@@ -220,19 +280,41 @@ def differences(folder: Path, settings: Record) -> list[str]:
     return found
 
 
+def unreadable(jobs: Sequence[Job]) -> dict[Path, str]:
+    """The pictures that jobs are made of and that cannot be decoded to their end, with the reason."""
+    problems = {}
+    for path in dict.fromkeys(path for job in jobs for path in job.files.values()):
+        try:
+            with Image.open(path) as image:
+                to_rgb(image)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            problems[path] = str(error)
+    return problems
+
+
 def refuse(message: str, state: PartialState) -> NoReturn:
     """Ends the program. All processes see the same: the main one says it, the others leave that to it."""
     raise SystemExit(f"error: {message}" if state.is_main_process else 0)
 
 
-def check_run(jobs: Sequence[Job], folder: Path, settings: Record, state: PartialState) -> None:
-    """Ends the program where pictures would have one name, or the folder is of another run."""
+def conflict(jobs: Sequence[Job], folder: Path, settings: Record) -> str:
+    """Which pictures a folder holds that jobs would overwrite or be mixed with; empty if none."""
+    if found := differences(folder, settings):
+        return f"the pictures of a run with another {', '.join(found)}"
+    for job, entry in zip(jobs, read_records(jobs, folder)):
+        if entry and (other := [name for name, value in request(job).items() if entry.get(name) != value]):
+            return f"{job.file_name!r} of another {', '.join(other)}"
+    return ""
+
+
+def check_run(args: argparse.Namespace, jobs: Sequence[Job], settings: Record, state: PartialState) -> None:
+    """Ends the program where pictures would have one name, the folder holds others, or an emotion is unknown."""
     name, count = Counter(job.file_name.casefold() for job in jobs).most_common(1)[0]
     if count > 1:
         refuse(f"{count} pictures would be called {name!r}; give each --emotion once", state)
-    if found := differences(folder, settings):
-        what = f"the pictures of a run with another {', '.join(found)}"
-        refuse(f"{str(folder)!r} holds {what}. Choose another --output_dir, or delete it.", state)
+    if what := conflict(jobs, args.output_dir, settings):
+        refuse(f"{str(args.output_dir)!r} holds {what}. Choose another --output_dir, or delete it.", state)
+    check_emotions([job.emotion for job in jobs], known_labels(args))
 
 
 def prepare(args: argparse.Namespace, jobs: Sequence[Job], settings: Record, state: PartialState) -> DiffusionPipeline:
@@ -242,14 +324,8 @@ def prepare(args: argparse.Namespace, jobs: Sequence[Job], settings: Record, sta
         transformers.utils.logging.disable_progress_bar()
     pipe = load_pipeline(args)
     pipe.set_progress_bar_config(position=1, leave=False, disable=state.num_processes > 1)
-    try:
-        for job in jobs:
-            normalize_emotion(job.emotion, pipe.emotion_labels)
-    except ValueError as error:
-        refuse(str(error), state)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    with whole_file(args.output_dir / SETTINGS) as partial:
-        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    check_emotions([job.emotion for job in jobs], pipe.emotion_labels)
+    write_whole(args.output_dir / SETTINGS, json.dumps(settings, indent=2) + "\n")
     return pipe
 
 
@@ -272,9 +348,9 @@ def make_pictures(
     for batch in batches:
         if missing.isdisjoint(job.file_name for job in batch):
             continue
-        for job, image, trace in zip(batch, *run_batch(pipe, batch, **options)):
+        for job, made in zip(batch, run_batch(pipe, batch, **options)):
             if job.file_name in missing:
-                save_picture(image, record(job, trace), folder)
+                save_picture(made.image, record(job, made), folder)
                 yield job.file_name
 
 
@@ -283,16 +359,16 @@ def throughput(made: int, seconds: float) -> str:
     return f"{made} made in {seconds:.1f} s: {60 * made / seconds if made else 0:.1f} images per minute"
 
 
-def run_share(args: argparse.Namespace, jobs: Sequence[Job], state: PartialState) -> None:
+def run_share(args: argparse.Namespace, jobs: Sequence[Job], settings: Record, state: PartialState) -> None:
     """Makes what is missing of the pictures of this process; the process that finds all of them there sums them up."""
-    folder, settings = args.output_dir, run_settings(args)
+    folder = args.output_dir
     process = f"process {state.process_index + 1} of {state.num_processes}"
-    check_run(jobs, folder, settings, state)
+    check_run(args, jobs, settings, state)
     if state.is_main_process:  # the others have models to load before they write
         for left in folder.glob(PARTIAL):
             left.unlink()
 
-    missing = {job.file_name for job, known in zip(jobs, read_records(jobs, folder)) if known is None}
+    missing = {job.file_name for job, entry in zip(jobs, read_records(jobs, folder)) if entry is None}
     share = deal(batches(jobs, args.batch_size), state.process_index, state.num_processes)
     names = [job.file_name for batch in share for job in batch]
     waiting = len(missing.intersection(names))
@@ -301,7 +377,7 @@ def run_share(args: argparse.Namespace, jobs: Sequence[Job], state: PartialState
     if waiting or (state.is_main_process and not (folder / SETTINGS).exists()):
         pipe = prepare(args, jobs, settings, state)
         start = time.perf_counter()
-        pictures = make_pictures(pipe, share, missing, folder, **call_options(args, pipe.presets))
+        pictures = make_pictures(pipe, share, missing, folder, **call_options(args))
         bar = {"total": len(names), "initial": len(names) - waiting, "position": state.local_process_index}
         shown = tqdm(pictures, process, main_process_only=False, disable=not waiting, dynamic_ncols=True, **bar)
         made = sum(1 for _ in shown)
@@ -309,30 +385,41 @@ def run_share(args: argparse.Namespace, jobs: Sequence[Job], state: PartialState
 
     if state.num_processes > 1:
         print(f"{process}: {len(names) - waiting} were there, {throughput(made, seconds)}", flush=True)
-    records = [known for known in read_records(jobs, folder) if known is not None]
+    records = [entry for entry in read_records(jobs, folder) if entry is not None]
     if len(records) == len(jobs) and (made or state.is_main_process):
         # This process is the last: what was missing when it started has been made since.
-        total = f"{len(jobs) - len(missing)} were there, {throughput(len(missing), seconds)}"
-        print(f"in all: {total}\nAll {len(jobs)} pictures: {write_summary(records, folder)}", flush=True)
+        print(f"in all: {len(jobs) - len(missing)} were there, {throughput(len(missing), seconds)}")
+        sizes = ", ".join(sorted({"{} x {}".format(*entry["size"]) for entry in records}))
+        lines = [f"All {len(jobs)} pictures, {sizes} px: {write_summary(records, folder)}", closing_words(records)]
+        print(*filter(None, lines), sep="\n", flush=True)
 
 
-def run_script(args: argparse.Namespace, jobs: Sequence[Job]) -> None:
+def run_script(args: argparse.Namespace, jobs: Sequence[Job], per_picture: Collection[str] = ()) -> None:
     """
     Makes the pictures of a script, or what is missing of them, on all processes that accelerate started.
 
     Args:
-        args (`argparse.Namespace`): The options of `loading.script_parser`.
-        jobs (sequence of [`Job`]): What to make.
+        args (`argparse.Namespace`): The options of `options.many_pictures_parser`.
+        jobs (sequence of [`Job`]): What to make; those whose source or mask is torn are left out and named at the end.
+        per_picture (collection of `str`): Options that say what single pictures are made of; see [`run_settings`].
 
     Raises:
         SystemExit: If the pipeline does not know an emotion, two pictures would have one name, or the folder is of a
-            run with other settings; before any picture is made.
+            run with other settings; before any picture is made. At the end, if pictures were left out.
     """
     # Unless told of the CPU, accelerate takes each of several processes without a GPU for the only one.
     state = PartialState(cpu=args.device == "cpu")
     if args.device == state.device.type != "cpu":
         args.device = str(state.device)  # a GPU of its own
+    problems = unreadable(jobs)
+    whole = [job for job in jobs if problems.keys().isdisjoint(job.files.values())]
+    told = "; ".join(f"{str(path)!r} ({reason})" for path, reason in problems.items())
     try:
-        run_share(args, jobs, state)
+        if problems and state.is_main_process:
+            print(f"Left out, as it cannot be read: {told}", file=sys.stderr, flush=True)
+        if whole:
+            run_share(args, whole, run_settings(args, per_picture), state)
+        if problems:
+            refuse(f"{len(jobs) - len(whole)} of {len(jobs)} pictures were not made, for want of {told}", state)
     finally:
         state.destroy_process_group()

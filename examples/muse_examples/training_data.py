@@ -1,23 +1,12 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """
 Pictures with emotions, as `train_emotion_classifier.py` reads them, and how they are cut, coloured and degraded.
 
 The layouts of a folder, told apart by what lies in it:
 
-- image folders: `train/<label>/…` with `validation/<label>/…` (or `val`, `valid`) and `test/<label>/…`, or `<label>/…`
-  alone. A `metadata.jsonl` with `file_name` and `caption` (or `text`) anywhere in it adds captions;
+- image folders: `train/<label>/…` with `validation/<label>/…` and `test/<label>/…` by one of the names in `SPLITS`, in
+  letters of any case, or `<label>/…` alone. What is hidden is left out. A `metadata.jsonl` with `file_name` and
+  `caption` (or `text`) anywhere in it adds captions;
 - EmoSet: `train.json`, `val.json`, `test.json` with entries `[label, …, picture, annotation]`, paths from the root.
   The annotations (scene, objects, actions, expressions) become captions;
 - FI: the lists of its authors, `*.csv` or `agg/*.csv` with lines `emotion,url,disagree,agree`, and the pictures
@@ -32,7 +21,7 @@ import json
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -40,21 +29,27 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import classifier_folder  # noqa: F401, makes modeling_simemo known
 import numpy as np
 import torch
 from accelerate.utils import tqdm
-from loading import to_rgb
 from modeling_simemo import EMOSET_LABELS, SimEmoConfig
 from PIL import Image, ImageEnhance
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 
+from muse_examples.files import read_text
+from pipeline_muse import to_rgb
+
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 # split -> the names that it goes by, as a folder, as EmoSet's list, and in `datasets`
-SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "eval", "evaluation", "dev"),
+    "test": ("test", "testing"),
+}
+FEW = 10  # validation pictures of a label; below it, one picture more or less changes its recall by over 10 %
 
 EMOSET_ATTRIBUTES = ("scene", "object", "human_action", "facial_expression")
 
@@ -105,18 +100,44 @@ def read_data_dir(root: Path) -> dict[str, list[Example]]:
     return splits
 
 
+def split_of(name: str) -> str | None:
+    """The split that goes by a name, in letters of any case; `None` if it is none's."""
+    return next((split for split, names in SPLITS.items() if name.lower() in names), None)
+
+
+def find_splits(names: Iterable[str]) -> dict[str, str]:
+    """
+    Which of some names is that of which split.
+
+    Raises:
+        ValueError: If two are names of one split.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if (split := split_of(name)) and found.setdefault(split, name) != name:
+            raise ValueError(f"{found[split]!r} and {name!r} are both names of the split {split!r}; rename one.")
+    return found
+
+
 def read_image_folders(root: Path) -> dict[str, list[Example]]:
     """Image folders, with or without a folder per split."""
-    captions = read_captions(root)
-    folders = {split: root / name for split, names in SPLITS.items() for name in names if (root / name).is_dir()} or {
-        "train": root
-    }
-    return {split: list(_labelled(folder, captions)) for split, folder in folders.items()}
+    captions, folders = read_captions(root), [path.name for path in visible_folders(root)]
+    found = find_splits(folders)
+    if not found:
+        return {"train": list(_labelled(root, captions))}
+    if left := sorted({*folders} - {*found.values()}):
+        print(f"Left out of {str(root)!r}, as they are no split: {', '.join(left)}.")
+    return {split: list(_labelled(root / name, captions)) for split, name in found.items()}
+
+
+def visible_folders(root: Path) -> list[Path]:
+    """The folders in a folder, without those that programs make for themselves, such as `.thumbnails` or `@eaDir`."""
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] not in "._@#")
 
 
 def _labelled(folder: Path, captions: dict[Path, str]) -> Iterator[Example]:
     """The pictures of a folder with one folder per label."""
-    for label_folder in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._"):
+    for label_folder in visible_folders(folder):
         pictures = _pictures(label_folder)
         if not pictures:
             raise ValueError(f"`data_dir`: the folder {str(label_folder)!r} of a label holds no pictures.")
@@ -125,14 +146,16 @@ def _labelled(folder: Path, captions: dict[Path, str]) -> Iterator[Example]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    """The pictures in a folder and in the visible folders below it."""
+    here = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
+    return sorted(here + [path for below in visible_folders(folder) for path in _pictures(below)])
 
 
 def read_captions(root: Path) -> dict[Path, str]:
     """The captions of all `metadata.jsonl` below a folder, by picture."""
     captions = {}
     for metadata in root.rglob("metadata.jsonl"):
-        for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_text(metadata).splitlines(), start=1):
             if not line.strip():
                 continue
             try:
@@ -150,7 +173,7 @@ def read_emoset(root: Path) -> dict[str, list[Example]]:
     for split, names in SPLITS.items():
         for path in (root / f"{name}.json" for name in names):
             if path.is_file():
-                entries = tqdm(json.loads(path.read_text(encoding="utf-8")), path.name)
+                entries = tqdm(json.loads(read_text(path)), path.name)
                 splits[split] = [_emoset_example(root, entry, path) for entry in entries]
     return splits
 
@@ -164,7 +187,7 @@ def _emoset_example(root: Path, entry: Any, source: Path) -> Example:
     caption = ""
     for text in texts[1:]:
         if text.endswith(".json") and (root / text).is_file():
-            caption = emoset_caption(json.loads((root / text).read_text(encoding="utf-8")))
+            caption = emoset_caption(json.loads(read_text(root / text)))
     return Example(str(path), texts[0], partial(Image.open, path), caption)
 
 
@@ -184,7 +207,7 @@ def read_fi(root: Path, lists: Sequence[Path]) -> list[Example]:
     """
     votes: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     for path in lists:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             for number, row in enumerate(csv.reader(file), start=1):
                 if len(row) != 4 or not (row[2].strip().isdecimal() and row[3].strip().isdecimal()):
                     raise ValueError(f"Line {number} of {str(path)!r} is not `emotion,url,disagree,agree`: {row}.")
@@ -227,7 +250,7 @@ def read_dataset(name: str, image_column: str, label_column: str, caption_column
         raise ValueError("`dataset_name` needs the `datasets` library: `pip install datasets`, or use `data_dir`.")
     datasets: Any = importlib.import_module("datasets")
     loaded = datasets.load_dataset(name)
-    splits = {split: loaded[key] for split, keys in SPLITS.items() for key in keys if key in loaded}
+    splits = {split: loaded[key] for split, key in find_splits(loaded).items()}
     if "train" not in splits:
         raise ValueError(f"`dataset_name`: {name!r} has no split `train`, only {list(loaded)}.")
     columns = [column for column in (image_column, label_column, caption_column) if column]
@@ -331,6 +354,21 @@ def count_labels(examples: Sequence[Example], labels: Sequence[str]) -> dict[str
     """The number of pictures per label."""
     counts = Counter(example.label for example in examples)
     return {label: counts[label] for label in labels}
+
+
+def describe_splits(splits: dict[str, list[Example]], labels: Sequence[str]) -> str:
+    """The number of pictures by split and label as a table for the eye, and a warning where validation has few."""
+    rows = {split: count_labels(examples, labels) for split, examples in splits.items()}
+    width = max(map(len, labels))
+    lines = ["".join([f"{'pictures':<12}", *(f"{label:>{width + 2}}" for label in labels), f"{'all':>9}"])]
+    for split, counts in rows.items():
+        numbers = "".join(f"{count:>{width + 2}}" for count in counts.values())
+        lines.append(f"{split:<12}{numbers}{sum(counts.values()):>9}")
+    if few := [label for label, count in rows.get("validation", {}).items() if count < FEW]:
+        lines.append(
+            f"Few validation pictures, under {FEW}, of {', '.join(few)}: accuracy and calibration are rough figures."
+        )
+    return "\n".join(lines)
 
 
 def balanced_weights(examples: Sequence[Example], labels: Sequence[str]) -> list[float]:

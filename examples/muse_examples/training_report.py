@@ -1,127 +1,18 @@
-# Copyright 2026 The MUSE pipelines authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""How good and how well calibrated a classifier is: figures, the temperature that mends it, pictures, a model card."""
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What a training says of its classifier: pictures of its mistakes and its calibration, and a model card."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from classifier_folder import model_card
 from huggingface_hub import EvalResult, ModelCard
 from matplotlib.figure import Figure
 from modeling_simemo import SimEmoConfig
-from sheets import BAD, FAINT, INK
-from torch import nn
-from torch.nn import functional as F
 
-
-BINS = 15  # of confidence, for the calibration error
-TEMPERATURES = (0.1, 10.0)  # without bounds, a validation set without errors would ask for endless confidence
-
-
-def confusion_matrix(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Counts of shape (classes, classes): rows are the truth, columns the answers."""
-    classes = logits.shape[-1]
-    pairs = labels * classes + logits.argmax(dim=-1)
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
-
-
-def calibration_bins(logits: torch.Tensor, labels: torch.Tensor) -> list[tuple[int, float, float]]:
-    """
-    Sorts answers by their confidence into bins of equal width.
-
-    Args:
-        logits (`torch.Tensor` of shape `(n, classes)`): The logits.
-        labels (`torch.Tensor` of shape `(n,)`): The classes that are right.
-
-    Returns:
-        `list[tuple[int, float, float]]`: Per bin the number of answers, their mean confidence and their accuracy.
-    """
-    confidence, answers = logits.double().softmax(dim=-1).max(dim=-1)
-    right = (answers == labels).double()
-    number = (confidence * BINS).long().clamp(max=BINS - 1)
-    bins = []
-    for index in range(BINS):
-        chosen = number == index
-        count = int(chosen.sum())
-        bins.append((count, confidence[chosen].mean().item(), right[chosen].mean().item()) if count else (0, 0.0, 0.0))
-    return bins
-
-
-def calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The expected calibration error: by how much confidence and accuracy differ, on average over the answers."""
-    bins = calibration_bins(logits, labels)
-    return sum(count * abs(confidence - accuracy) for count, confidence, accuracy in bins) / max(1, len(labels))
-
-
-def measure(logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """
-    The figures of a classifier.
-
-    Args:
-        logits (`torch.Tensor` of shape `(n, classes)`): The logits.
-        labels (`torch.Tensor` of shape `(n,)`): The classes that are right.
-        names (sequence of `str`): The names of the classes.
-
-    Returns:
-        `dict[str, Any]`: "accuracy", "loss" (mean cross-entropy), "calibration_error", "recall" by name (`None` for
-        classes that do not occur) and "confusion" (rows are the truth).
-    """
-    matrix = confusion_matrix(logits, labels)
-    totals = matrix.sum(dim=1)
-    recall = [right / total if total else None for right, total in zip(matrix.diag().tolist(), totals.tolist())]
-    return {
-        "accuracy": matrix.diag().sum().item() / len(labels),
-        "loss": F.cross_entropy(logits.double(), labels).item(),
-        "calibration_error": calibration_error(logits, labels),
-        "recall": dict(zip(names, recall)),
-        "confusion": matrix.tolist(),
-    }
-
-
-def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """
-    The temperature by which logits, divided by it, give the true labels the highest likelihood.
-
-    Args:
-        logits (`torch.Tensor` of shape `(n, classes)`): Logits of pictures that were not trained on.
-        labels (`torch.Tensor` of shape `(n,)`): The classes that are right.
-
-    Returns:
-        `float`: The temperature, within `TEMPERATURES`. Above 1 the classifier was over-confident.
-    """
-    logits = logits.double()
-    low, high = (1 / temperature for temperature in reversed(TEMPERATURES))
-    # The loss is convex in the inverse temperature: golden-section search.
-    ratio = (math.sqrt(5) - 1) / 2
-    for _ in range(60):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if F.cross_entropy(logits * left, labels) < F.cross_entropy(logits * right, labels):
-            high = right
-        else:
-            low = left
-    return 2 / (low + high)
-
-
-@torch.no_grad()
-def fold_temperature(head: nn.Sequential, temperature: float) -> None:
-    """Divides the last linear layer of a head, and so the logits, by a temperature."""
-    last = [layer for layer in head if isinstance(layer, nn.Linear)][-1]
-    for parameter in last.parameters():
-        parameter.div_(temperature)
+from muse_examples.classifiers import model_card
+from muse_examples.contact_sheets import BAD, FAINT, INK
+from muse_examples.metrics import BINS, calibration_bins, calibration_error
 
 
 # --------------------------------------------------------------------------------------------------- pictures

@@ -1,0 +1,22 @@
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+What the scripts beside this folder share. Importing it puts the repository's modules on the path: a clone works
+without being installed.
+
+- `options`: the options of command lines, and how a script ends an error
+- `pipelines`: loading a base as a MUSE pipeline
+- `runs`: many pictures, on several processes, resumed after a kill
+- `classifiers`: what a classifier sees in a picture, and the folder that makes one load anywhere
+- `metrics`: how good, how well calibrated and how gravely wrong a classifier is
+- `training_data`, `training_state`, `training_report`: of the classifier's training
+- `emotion_library`: tokens of each emotion to start from
+- `architectures`, `measuring`: the real networks with random weights; time, memory and machine
+- `contact_sheets`, `files`: pictures side by side; files that are there whole or not at all
+"""
+
+import sys
+from pathlib import Path
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path += [str(REPOSITORY), str(REPOSITORY / "emotion_classifier")]

@@ -1,0 +1,142 @@
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Loading a base as a MUSE pipeline, with the models that it lacks."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.utils import HF_MODULES_CACHE
+from filelock import FileLock
+from transformers import CLIPModel
+
+from muse_examples import REPOSITORY
+from pipeline_muse import EMOTION_PROMPTS, Emotion, normalize_emotion, other_words
+
+
+# The CLIP whose text encoder Stable Diffusion 1.x and XL have.
+CLIP_OF_STABLE_DIFFUSION = "openai/clip-vit-large-patch14"
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def default_device() -> str:
+    """The accelerator where there is one, else `"cpu"`."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def settings_of(base: str) -> dict[str, Any]:
+    """
+    What suits a checkpoint that an example brings.
+
+    An example's folder registers its checkpoints in a `settings.json`: "checkpoints" are their `model_index.json`, by
+    which they are known wherever they lie, "call" the arguments of the pipeline that suit them, "judge" a classifier
+    that never guides, and "preview_vae" the config of a small decoder. Paths are relative to the repository.
+
+    Args:
+        base (`str`): A path or a Hub id.
+
+    Returns:
+        `dict[str, Any]`: The settings; empty for all other bases.
+    """
+    index = Path(base) / "model_index.json"
+    if index.is_file():
+        for path in sorted((REPOSITORY / "examples").glob("*/settings.json")):
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            if any(index.read_bytes() == (REPOSITORY / known).read_bytes() for known in settings["checkpoints"]):
+                return settings
+    return {}
+
+
+def lacks(component: str, base: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint does not bring a component of MUSE's, as one that was made without it in mind."""
+    return not any(DiffusionPipeline.load_config(base, revision=revision).get(component, ()))
+
+
+def known_labels(args: argparse.Namespace) -> list[str] | None:
+    """The emotions that the pipeline of `add_model_options` will know, as far as files here tell before it loads."""
+    folder = Path(args.classifier or Path(args.base) / "emotion_classifier")
+    if (folder / "config.json").is_file():
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label", {})
+        return list(names.values()) or None
+    has_none = not args.classifier and Path(args.base).is_dir() and lacks("emotion_classifier", args.base)
+    return list(EMOTION_PROMPTS) if has_none else None
+
+
+def check_emotions(emotions: Sequence[Emotion], labels: Sequence[str] | None) -> None:
+    """Raises a `ValueError` for misspelt emotions and weights out of range, where `labels` are known; other words are
+    left to the CLIP, which every base of [`load_pipeline`] has."""
+    if labels:
+        for emotion in emotions:
+            normalize_emotion(emotion, [*labels, *other_words(emotions, labels)])
+
+
+def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
+    """
+    Loads the base of `options.add_model_options` as a `MusePipeline`, with the models that it lacks, on its device.
+
+    Args:
+        args (`argparse.Namespace`): The options; those of `add_memory_options` are heeded if they are among them.
+
+    Returns:
+        `DiffusionPipeline`: A `MusePipeline`, ready to be called with an `emotion`.
+    """
+    dtype = DTYPES[args.dtype]  # `torch_dtype` below, as diffusers 0.38 does not know `dtype`
+    models = {}
+    if args.preview_vae:
+        models["preview_vae"] = AutoencoderTiny.from_pretrained(args.preview_vae, torch_dtype=dtype)
+    if lacks("clip_model", args.base, args.revision):
+        models["clip_model"] = CLIPModel.from_pretrained(args.clip, dtype=dtype).eval()
+    # Each load copies the custom code into one cache: another process would read a file that is half there.
+    Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(HF_MODULES_CACHE) / "muse.lock"):
+        pipe = DiffusionPipeline.from_pretrained(
+            args.base,
+            revision=args.revision,
+            variant=args.variant,
+            torch_dtype=dtype,
+            custom_pipeline=str(REPOSITORY),
+            trust_remote_code=True,
+            **models,
+        )
+        if args.classifier:
+            pipe.load_emotion_classifier(args.classifier, trust_remote_code=True)
+    return place(pipe, args)
+
+
+def place(pipe: DiffusionPipeline, args: argparse.Namespace) -> DiffusionPipeline:
+    """Moves the pipeline to its device by the options of `add_memory_options`, where `args` has them."""
+    options = vars(args)
+    if args.device == "cpu":  # there the backward pass of PyTorch's fused attention is slow
+        pipe.unet.set_attn_processor(AttnProcessor())
+    if options.get("gradient_checkpointing"):
+        checkpoint_gradients(pipe)
+    if options.get("attention_slicing"):
+        pipe.enable_attention_slicing()
+    if options.get("vae_slicing"):
+        pipe.vae.enable_slicing()
+    if options.get("sequential_cpu_offload"):
+        pipe.enable_sequential_cpu_offload(device=args.device)
+    elif options.get("model_cpu_offload"):
+        pipe.enable_model_cpu_offload(device=args.device)
+    else:
+        pipe.to(args.device)
+    return pipe
+
+
+def checkpoint_gradients(pipe: DiffusionPipeline, enable: bool = True) -> None:
+    """UNet and decoders recompute activations in a backward pass, which only the inner loop has."""
+    for part in (pipe.unet, pipe.vae, pipe.preview_vae):
+        if part is not None:
+            (part.enable_gradient_checkpointing if enable else part.disable_gradient_checkpointing)()
+
+
+def generators(seed: int, count: int) -> list[torch.Generator]:
+    """One source of noise per image, seeded `seed`, `seed + 1`, …; on the CPU, so that devices agree."""
+    return [torch.Generator().manual_seed(seed + number) for number in range(count)]
