@@ -5,14 +5,13 @@ A page in the browser to make pictures that evoke emotions, and to edit photogra
 python examples/app.py
 python examples/app.py --base path/or/id --dtype float16 --caption_model Salesforce/blip-image-captioning-base
 
-From top to bottom: what was asked for (`Form`), the wheel, what is shown, the one pipeline in memory, the page.
+From top to bottom: what was asked for (`Form`), what is shown, the one pipeline in memory, the page.
 """
 
 import argparse
 import gc
 import html
 import logging
-import math
 import os
 import tempfile
 import time
@@ -45,7 +44,6 @@ from muse_examples.contact_sheets import (  # noqa: E402
     FAINT,
     GOOD,
     INK,
-    PAPER,
     Cell,
     contact_sheet,
 )
@@ -68,10 +66,11 @@ from muse_examples.runs import (  # noqa: E402
     verdict,
 )
 from muse_examples.watching import Cancelled, Progress, follow  # noqa: E402
-from PIL import Image, ImageChops, ImageDraw, ImageFont  # noqa: E402
+from muse_examples.wheel import WHEEL, wheel_at, wheel_picture  # noqa: E402
+from PIL import Image, ImageChops  # noqa: E402
 from quickstart import CAPTION, PICTURE, PROMPT, load_judge, plot_inner_loop, remark  # noqa: E402
 
-from pipeline_muse import MIKELS_WHEEL, MusePipeline, PixelSpec, to_rgb  # noqa: E402
+from pipeline_muse import MIKELS_WHEEL, PixelSpec, to_rgb  # noqa: E402
 
 
 logger = logging.getLogger(__name__)
@@ -80,6 +79,7 @@ logger = logging.getLogger(__name__)
 EVOKE, KEEP = "Evoke the emotion", "Keep the picture"
 MODES = {EVOKE: 1.0, KEEP: 0.5}
 
+MENDABLE = (*USERS_ERRORS, argparse.ArgumentTypeError)  # by whoever made the call
 LONGEST_SIDE = 1536  # px, of photographs as they are worked on
 ON_A_SPACE = "SPACE_ID" in os.environ
 GPU_SECONDS = 60  # that a call may borrow a Space's GPU for
@@ -196,90 +196,6 @@ def as_python(job: Job, options: dict[str, Any], args: argparse.Namespace, photo
 
 
 # --------------------------------------------------------------------------------------
-# The wheel: a direction is an emotion, between two lies a mixture, the inner ring keeps the picture
-# --------------------------------------------------------------------------------------
-
-WHEEL_SIZE = 340  # px
-HUB, INNER, OUTER = 0.24, 0.55, 0.98  # radii, as shares of half the size
-WHEEL = list(MIKELS_WHEEL)
-SLICE = 360 / len(WHEEL)
-
-
-def wheel_at(x: float, y: float) -> tuple[str, str]:
-    """The emotion, as the page writes it, and the mode that a click on the wheel stands for."""
-    right, up = 2 * x / WHEEL_SIZE - 1, 1 - 2 * y / WHEEL_SIZE
-    radius, position = math.hypot(right, up), math.degrees(math.atan2(right, up)) % 360 / SLICE
-    if radius < HUB:
-        return "none", EVOKE
-    first, share = int(position) % len(WHEEL), position % 1
-    label, following = WHEEL[first], WHEEL[(first + 1) % len(WHEEL)]
-    mode = KEEP if radius < INNER else EVOKE
-    if 0.25 < share < 0.75:
-        return f"{label}={1 - share:.1f},{following}={share:.1f}", mode
-    return (label if share < 0.5 else following), mode
-
-
-def wheel_place(emotion: str, mode: str) -> tuple[float, float] | None:
-    """Where an emotion lies on the wheel, in px; `None` for those that lie nowhere on it."""
-    try:
-        wanted = parse_emotion((emotion or "none").strip())
-    except argparse.ArgumentTypeError:
-        return None
-    if wanted is None:
-        return WHEEL_SIZE / 2, WHEEL_SIZE / 2
-    weights = {wanted: 1.0} if isinstance(wanted, str) else {name: part for name, part in wanted.items() if part}
-    places = {WHEEL.index(name.lower()): part for name, part in weights.items() if name.lower() in WHEEL}
-    if len(places) != len(weights) or not places or len(places) > 2:
-        return None
-    low, high = min(places), max(places)
-    if high - low == len(WHEEL) - 1:
-        low, high = high, low + len(WHEEL)
-    elif high - low > 1:
-        return None
-    share = places[high % len(WHEEL)] / sum(places.values()) if high > low else 0
-    angle, radius = math.radians((low + share) * SLICE), (HUB + INNER) / 2 if mode == KEEP else (INNER + OUTER) / 2
-    return (1 + radius * math.sin(angle)) * WHEEL_SIZE / 2, (1 - radius * math.cos(angle)) * WHEEL_SIZE / 2
-
-
-def tint(color: str, share: float) -> tuple[int, ...]:
-    """A colour mixed with that of the paper."""
-    parts = [(int(color[at : at + 2], 16), int(PAPER[at : at + 2], 16)) for at in (1, 3, 5)]
-    return tuple(round(share * own + (1 - share) * paper) for own, paper in parts)
-
-
-def wheel_picture(emotion: str, mode: str) -> Image.Image:
-    """Mikels' wheel, with a mark where an emotion lies."""
-    scale = 3  # drawn larger, which smooths the edges
-    middle = scale * WHEEL_SIZE / 2
-    wheel = Image.new("RGBA", (scale * WHEEL_SIZE, scale * WHEEL_SIZE))
-    draw = ImageDraw.Draw(wheel)
-
-    def disc(x: float, y: float, radius: float, **style: Any) -> None:
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), **style)
-
-    for radius, share in ((OUTER, 0.85), (INNER, 0.4)):
-        box = tuple(middle * (1 + side * radius) for side in (-1, -1, 1, 1))
-        for number, label in enumerate(WHEEL):
-            start = (number - 0.5) * SLICE - 90
-            draw.pieslice(box, start, start + SLICE, fill=tint(EMOTION_COLORS[label], share), outline=PAPER, width=5)
-    disc(middle, middle, HUB * middle, fill=PAPER)
-    font = ImageFont.load_default(14 * scale)
-    draw.text((middle, middle), "none", FAINT, font, anchor="mm")
-    for number, label in enumerate(WHEEL):
-        angle, radius = math.radians(number * SLICE), (INNER + OUTER) / 2 * middle
-        words = Image.new("RGBA", (round(font.getlength(label)) + 8, 22 * scale))
-        ImageDraw.Draw(words).text((4, 11 * scale), label, "white", font, anchor="lm")
-        turn = (number * SLICE + 90) % 180 - 90  # along the rim, never upside down
-        words = words.rotate(-turn, expand=True, resample=Image.Resampling.BICUBIC)
-        x, y = middle + radius * math.sin(angle), middle - radius * math.cos(angle)
-        wheel.alpha_composite(words, (round(x - words.width / 2), round(y - words.height / 2)))
-    if place := wheel_place(emotion, mode):
-        disc(scale * place[0], scale * place[1], 9 * scale, outline=INK, width=9)
-        disc(scale * place[0], scale * place[1], 7 * scale, outline="white", width=6)
-    return wheel.resize((WHEEL_SIZE, WHEEL_SIZE), Image.Resampling.LANCZOS)
-
-
-# --------------------------------------------------------------------------------------
 # What is shown
 # --------------------------------------------------------------------------------------
 
@@ -289,6 +205,10 @@ def status(text: str, share: float | None = None, color: str = INK, facts: Seque
     bar = "" if share is None else f'<div class="muse-bar"><div style="width:{100 * share:.1f}%"></div></div>'
     chips = "".join(f"<span>{html.escape(fact)}</span>" for fact in facts)
     return f'<div class="muse-status" style="--tone:{color}"><b>{html.escape(text)}</b>{bar}<div>{chips}</div></div>'
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" + (number != 1) * "s"
 
 
 def told(progress: Progress, job: Job) -> str:
@@ -304,13 +224,13 @@ def told(progress: Progress, job: Job) -> str:
     if progress.probability is not None:
         facts.append(f"p({emotion_name(job.emotion)}) = {progress.probability:.2f}")
     if progress.inner_steps:
-        facts.append(f"{progress.inner_steps} inner steps")
+        facts.append(counted(progress.inner_steps, "inner step"))
     if job.source is not None:
         share = 0.5 + share / 2
     return status("Making the picture", share, EMOTION_COLORS.get(emotion_name(job.emotion), INK), facts)
 
 
-def result(made: Made, seen: tuple[str, str] | None, seconds: float) -> str:
+def result(made: Made, emotion: Any, seen: tuple[str, str] | None, seconds: float) -> str:
     """What became of a picture, as HTML; `seen` is the judge's remark."""
     found = outcome(made)
     words, color = verdict(found)
@@ -319,12 +239,13 @@ def result(made: Made, seen: tuple[str, str] | None, seconds: float) -> str:
         facts.append(f"the gate opened at step {found['gate_step'] + 1}")
         facts.append(f"it felt like {found['inherent_emotion']} before")
     if seen:
-        facts.append(seen[0])
+        facts.append(seen[0].replace("judge:", "another judge:"))
     if made.trace is not None and found["gate_step"] is None:
         words = "The gate never opened: this is the picture without the emotion. Under “More”, let guidance start"
         words += " at the latest at 0.3, or lower the gate’s threshold."
     elif made.trace is not None and not made.blackened:
-        words = f"Done: {words}"
+        words = f"Done: the guide gives {emotion_name(emotion)} {found['target_probability']:.0%}"
+        facts.append(counted(found["inner_steps"], "inner step"))
     return status(words or "Done", 1, color, facts)
 
 
@@ -334,7 +255,7 @@ def message(error: BaseException) -> str:
         return "There is not enough memory for this. Take a smaller size, float16 or the preset “fast”."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    return text if isinstance(error, (*USERS_ERRORS, argparse.ArgumentTypeError)) else f"Something broke: {text}"
+    return text if isinstance(error, MENDABLE) else f"Something broke: {text}"
 
 
 # --------------------------------------------------------------------------------------
@@ -407,8 +328,8 @@ CSS = """
 .gradio-container {max-width: 1180px !important; margin: auto}
 #muse-title h1 {margin-bottom: 0} #muse-title p {color: var(--body-text-color-subdued)}
 #picture img, #picture button, #picture .image-frame {width: 100%; height: 100%; object-fit: contain}
-#wheel img {cursor: crosshair}
-#wheel {border: none; background: none; box-shadow: none}
+#wheel, #wheel * {border: none !important; outline: none !important; background: none !important; box-shadow: none}
+#wheel img {cursor: crosshair; max-width: 340px; margin: auto}
 .muse-status b {color: color-mix(in srgb, var(--tone) 80%, var(--body-text-color))}
 .muse-status span {display: inline-block; margin: 6px 6px 0 0; padding: 1px 9px; border-radius: 9px;
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); font-size: 13px}
@@ -423,12 +344,13 @@ trained. [The method](https://huggingface.co/papers/2511.21051)"""
 STORYBOOK = """The model here is **Storybook**, a small illustrated world of 64 px: a cat, horse, child, house, car,
 boat, bicycle or tent, in a park, forest, street, cemetery, harbour, at the beach, in the mountains or on a farm."""
 
-EXAMPLES = [
-    ["a house in the park", "fear", None, 0],
-    ["a red car in the street", "excitement", None, 1],
-    ["a boat on the beach", "contentment=0.5,awe=0.5", None, 2],
-    [CAPTION, "sadness", str(PICTURE), 0],
-]
+EXAMPLES = {
+    "a frightening house": ["a house in the park", "fear", None, 0],
+    "an exciting car": ["a red car in the street", "excitement", None, 1],
+    "a boat between contentment and awe": ["a boat on the beach", "contentment=0.5,awe=0.5", None, 2],
+    "a sad photograph": [CAPTION, "sadness", str(PICTURE), 0],
+}
+FIRST_PICTURE = REPOSITORY / "examples" / "storybook" / "results" / "demo_emotions.png"
 
 
 class App:
@@ -450,6 +372,7 @@ class App:
                     self.build_question()
                 with gr.Column(scale=6, min_width=320):
                     self.build_answer()
+            self.build_details()
             self.connect()
 
     def build_question(self) -> None:
@@ -459,9 +382,15 @@ class App:
         add["prompt"] = gr.Textbox(PROMPT, label="What the picture shows", lines=2, elem_id="prompt")
         with gr.Accordion("Edit a photograph", open=False) as self.photo_part:
             add["photo"] = gr.Image(
-                label="Photograph", type="filepath", height=220, sources=["upload", "clipboard"], elem_id="photo",
+                show_label=False,
+                type="filepath",
+                height=220,
+                sources=["upload", "clipboard"],
+                elem_id="photo",
                 buttons=[],
-            )  # fmt: skip
+            )
+            # The file as it is: what is no picture gets a word of ours, where gradio would fail
+            add["photo"].preprocess = lambda file: file.path if file else None
             self.say = gr.Button("Say what it shows", size="sm", visible=bool(args.caption_model))
             add["only_painted"] = gr.Checkbox(False, label="Change it only where I paint", elem_id="only-painted")
             add["painted"] = gr.ImageEditor(
@@ -470,29 +399,37 @@ class App:
                 height=340, buttons=[],
             )  # fmt: skip
         with gr.Row():
-            with gr.Column(min_width=240):
+            with gr.Column(min_width=260):
                 self.wheel = gr.Image(
-                    wheel_picture("fear", EVOKE), show_label=False, interactive=False, type="pil", format="png",
+                    wheel_picture("fear", False), show_label=False, interactive=False, type="pil", format="png",
                     buttons=[], elem_id="wheel", container=False, image_mode="RGBA", visible=set(labels) >= set(WHEEL),
                 )  # fmt: skip
-            with gr.Column(min_width=200):
+            with gr.Column(min_width=220):
                 add["emotion"] = gr.Dropdown(
                     [*labels, "none"], value="fear" if "fear" in labels else labels[0], allow_custom_value=True,
                     label="Emotion", elem_id="emotion",
-                    info="Click the wheel, choose, or write: a word of your own, a mixture: awe=0.7,fear=0.3",
+                    info="Click the wheel, or choose, or write: a word of your own, a mixture (awe=0.7,fear=0.3)",
                 )  # fmt: skip
                 self.mode = gr.Radio(list(MODES), value=EVOKE, label="How much", elem_id="mode")
-                add["preset"] = gr.Radio(list(MusePipeline.presets), value="full", label="Preset", elem_id="preset")
-                with gr.Row():
-                    add["seed"] = gr.Number(0, label="Seed", precision=0, min_width=80, scale=3)
-                    self.dice = gr.Button("🎲", min_width=40, size="sm", scale=1)
+        with gr.Row():
+            with gr.Column(min_width=290, scale=3):
+                add["preset"] = gr.Radio(
+                    ["fast", "full", "paper"],
+                    value="full",
+                    label="Preset",
+                    info="“fast” takes a little longer than no emotion",
+                )
+            with gr.Column(min_width=140, scale=2):
+                add["seed"] = gr.Number(0, label="Seed", precision=0, min_width=70, elem_id="seed")
+                self.dice = gr.Button("Another seed", size="sm")
         with gr.Row():
             self.go = gr.Button("Make the picture", variant="primary", elem_id="go", scale=3)
             self.all = gr.Button("All emotions", elem_id="all", scale=2)
             self.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel", scale=3)
         self.build_more()
         if settings_of(args.base):
-            gr.Examples(EXAMPLES, [add["prompt"], add["emotion"], add["photo"], add["seed"]], label="Try")
+            filled = [add["prompt"], add["emotion"], add["photo"], add["seed"]]
+            gr.Examples(list(EXAMPLES.values()), filled, example_labels=list(EXAMPLES), label="Try")
 
     def build_more(self) -> None:
         """What most people leave as it is."""
@@ -540,25 +477,32 @@ class App:
 
     def build_answer(self) -> None:
         """The right side: what comes of it."""
+        is_storybook = bool(settings_of(self.args.base))
         self.picture = gr.Image(
-            label="Picture", height=460, format="png", interactive=False, buttons=["fullscreen"], elem_id="picture"
-        )
-        self.slider = gr.ImageSlider(
-            label="Before and after", height=460, format="png", interactive=False, visible=False, elem_id="slider",
-            buttons=["fullscreen"], max_height=460,
+            str(FIRST_PICTURE) if is_storybook else None, show_label=False, height=500, format="png",
+            interactive=False, buttons=["fullscreen"], elem_id="picture",
         )  # fmt: skip
-        self.status = gr.HTML(status("Nothing made yet", color=FAINT), elem_id="status")
-        self.download = gr.DownloadButton("Download, with how it was made in it", visible=False, elem_id="download")
+        self.slider = gr.ImageSlider(
+            label="Before | after", height=500, format="png", interactive=False, visible=False, elem_id="slider",
+            buttons=["fullscreen"], max_height=500,
+        )  # fmt: skip
+        words = "Nothing made yet" + is_storybook * ": this is one prompt and one seed, in every emotion"
+        self.status = gr.HTML(status(words, color=FAINT), elem_id="status")
+        self.download = gr.DownloadButton(
+            "Download the picture, with how it was made", visible=False, elem_id="download"
+        )
+
+    def build_details(self) -> None:
+        """Below: for the curious."""
         with gr.Tabs():
             with gr.Tab("How it went"):
                 self.plot = gr.Image(
-                    label="The inner loop", format="png", interactive=False, buttons=["fullscreen"], elem_id="plot"
+                    show_label=False, format="png", interactive=False, buttons=["fullscreen"], elem_id="plot"
                 )
-            with gr.Tab("All emotions", id="sheet"):
+            with gr.Tab("All emotions"):
                 self.sheet = gr.Image(
-                    label="One seed, every emotion", format="png", interactive=False, elem_id="sheet",
-                    buttons=["download", "fullscreen"],
-                )  # fmt: skip
+                    show_label=False, format="png", interactive=False, buttons=["fullscreen"], elem_id="sheet"
+                )
             with gr.Tab("Python"):
                 self.python = gr.Code(label="The same call", language="python", interactive=False, elem_id="python")
 
@@ -575,7 +519,7 @@ class App:
             started = button.click(self.begin, None, [self.status, *buttons], api_visibility="private", **quick)
             started.then(method, every, changed, api_visibility="private", **model)
         self.cancel.click(self.stop, None, self.status, api_visibility="private", **quick)
-        self.page.unload(self.stop)
+        self.page.unload(self.leave)
         self.load.click(self.load_models, every, changed, api_visibility="private", **model)
         self.say.click(self.caption, every, changed, api_visibility="private", **model)
         add["caption_model"].change(
@@ -587,13 +531,14 @@ class App:
         )
 
         photo_parts = [add["photo"], self.photo_part, add["painted"], add["only_painted"]]
-        add["photo"].change(self.new_photo, add["photo"], photo_parts, api_visibility="private", **quick)
+        beside: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}  # queued: messages need it
+        add["photo"].change(self.new_photo, add["photo"], photo_parts, api_visibility="private", **beside)
         painting = [add["only_painted"], add["photo"]]
         add["only_painted"].input(self.canvas, painting, add["painted"], api_visibility="private", **quick)
 
         place = [add["emotion"], self.mode]
-        add["emotion"].change(wheel_picture, place, self.wheel, api_visibility="private", **quick)
-        self.mode.change(wheel_picture, place, self.wheel, api_visibility="private", **quick)
+        add["emotion"].change(self.draw_wheel, place, self.wheel, api_visibility="private", **quick)
+        self.mode.change(self.draw_wheel, place, self.wheel, api_visibility="private", **quick)
         self.mode.change(MODES.get, self.mode, add["emotion_strength"], api_visibility="private", **quick)
         self.wheel.select(self.click_wheel, None, place, api_visibility="private", **quick)
         self.dice.click(lambda: int(uuid4()) % 100_000, None, add["seed"], api_visibility="private", **quick)
@@ -603,7 +548,12 @@ class App:
     @staticmethod
     def click_wheel(event: gr.SelectData) -> tuple[str, str]:
         """The emotion and the mode at the place of a click."""
-        return wheel_at(*event.index)
+        emotion, is_kept = wheel_at(*event.index)
+        return emotion, KEEP if is_kept else EVOKE
+
+    @staticmethod
+    def draw_wheel(emotion: str, mode: str) -> Image.Image:
+        return wheel_picture(emotion, mode == KEEP)
 
     def new_photo(self, photo: str | None) -> list[Any]:
         """Another photograph, or none: a file that is no picture is let go of, with a word."""
@@ -638,6 +588,10 @@ class App:
         stop_file(request.session_hash).touch()
         return status("Cancelling …", color=FAINT)
 
+    def leave(self, request: gr.Request) -> None:
+        """Somebody closes the page."""
+        self.stop(request)
+
     @staticmethod
     def running(is_running: bool) -> list[Any]:
         """The buttons while a call runs, and when it does not."""
@@ -655,9 +609,8 @@ class App:
         except Cancelled:
             yield {self.status: status("Cancelled", color=FAINT)}
         except Exception as error:
-            logger.warning(
-                "A call failed", exc_info=not isinstance(error, (*USERS_ERRORS, argparse.ArgumentTypeError))
-            )
+            if not isinstance(error, MENDABLE):
+                logger.exception("A call failed")
             text = message(error)
             gr.Warning(text)
             yield {self.status: status(text, color=BAD)}
@@ -744,7 +697,7 @@ class App:
         path = str(folder / entry["file"])
         seen = MODEL.judged(made.image, job.emotion)
         update = {
-            self.status: result(made, seen, seconds),
+            self.status: result(made, job.emotion, seen, seconds),
             self.picture: gr.update(value=path, visible=job.source is None),
             self.download: gr.update(value=path, visible=True),
         }
@@ -816,7 +769,12 @@ def main() -> None:
     app = App(args)
     if ON_A_SPACE:  # a borrowed GPU takes what is there at the start
         MODEL.load(args)
-    theme = gr.themes.Soft(primary_hue="violet", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    theme = gr.themes.Soft(primary_hue="violet", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+        body_background_fill="*neutral_50",
+        block_title_background_fill="none",
+        block_title_padding="0",
+        block_title_text_color="*body_text_color",
+    )
     app.page.queue(max_size=20).launch(
         server_name=None if ON_A_SPACE else args.host,
         server_port=args.port,
