@@ -1,6 +1,8 @@
 # Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """A photograph put into words, by any image-to-text model of transformers."""
 
+from collections.abc import Iterable
+
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -18,13 +20,13 @@ CAPTION_HELP = (
 
 
 @torch.no_grad()
-def caption_pictures(model_id: str, images: list[Image.Image], device: str = "cpu") -> list[str]:
+def caption_pictures(model_id: str, images: Iterable[Image.Image], device: str = "cpu") -> list[str]:
     """
     Says what pictures show. The model is loaded for it, and let go of.
 
     Args:
         model_id (`str`): A captioner, such as BLIP or GIT, or a model that chats about pictures: a Hub id or a path.
-        images (list of `PIL.Image.Image`): The pictures, of any size and mode.
+        images (iterable of `PIL.Image.Image`): The pictures, of any size and mode.
         device (`str`, defaults to `"cpu"`): Where the model runs.
 
     Returns:
@@ -49,5 +51,5 @@ def caption_pictures(model_id: str, images: list[Image.Image], device: str = "cp
             tokens = tokens[inputs["input_ids"].shape[1] :]
         captions.append(" ".join(processor.decode(tokens, skip_special_tokens=True).split()).rstrip(". "))
     if "" in captions:
-        raise ValueError(f"{model_id!r} has no words for a picture; say yourself what it shows.")
+        raise ValueError(f"The caption model {model_id!r} has no words for a picture; say yourself what it shows.")
     return captions
