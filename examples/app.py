@@ -90,9 +90,20 @@ GPU_SECONDS = 60  # that a call may borrow a Space's GPU for
 # --------------------------------------------------------------------------------------
 
 
+DIALS = ("emotion_strength", "strength")  # within (0, 1], 1 by default
+NUMBERS = {  # empty: the base's, or the preset's
+    "num_inference_steps": int,
+    "guidance_scale": float,
+    "width": int,
+    "height": int,
+    "semantic_threshold": float,
+    "latest_start": float,
+}
+
+
 @dataclass(frozen=True)
 class Form:
-    """What stands on the page. Numbers that are left empty are the base's, or the preset's."""
+    """What stands on the page."""
 
     prompt: str
     emotion: str
@@ -104,12 +115,12 @@ class Form:
     emotion_strength: float = 1.0
     strength: float = 1.0
     negative_prompt: str = ""
-    num_inference_steps: float | None = None
-    guidance_scale: float | None = None
-    width: float | None = None
-    height: float | None = None
-    semantic_threshold: float | None = None
-    latest_start: float | None = None
+    num_inference_steps: str = ""
+    guidance_scale: str = ""
+    width: str = ""
+    height: str = ""
+    semantic_threshold: str = ""
+    latest_start: str = ""
     base: str = ""
     classifier: str = ""
     dtype: str = ""
@@ -157,12 +168,18 @@ def job_of(form: Form, folder: Path) -> Job:
 
 def options_of(form: Form, base: str) -> dict[str, Any]:
     """The arguments of the pipeline, besides those of the job, that a form asks for."""
-    whole = ("num_inference_steps", "width", "height")
-    names = ["preset", *whole, "guidance_scale", "emotion_strength", "semantic_threshold", "latest_start"]
-    if form.photo:
-        names.append("strength")
-    given = {name: getattr(form, name) for name in names if getattr(form, name) is not None}
-    given |= {name: int(given[name]) for name in whole if name in given}
+    given: dict[str, Any] = {"preset": form.preset}
+    given |= {name: getattr(form, name) for name in DIALS if getattr(form, name) < 1}
+    if not form.photo:
+        given.pop("strength", None)
+    for name, kind in NUMBERS.items():
+        if text := getattr(form, name).strip():
+            try:
+                given[name] = kind(text)
+            except ValueError:
+                raise ValueError(f"{name} has to be a number, or empty, but is {text!r}.") from None
+            if kind is int and given[name] < 1:
+                raise ValueError(f"{name} has to be at least 1, or empty.")
     return settings_of(base).get("call", {}) | given
 
 
@@ -171,10 +188,10 @@ def as_python(job: Job, options: dict[str, Any], args: argparse.Namespace, photo
     lines = ["import torch", "from diffusers import DiffusionPipeline"]
     lines += ["from PIL import Image"] if job.source else []
     is_own = Path(args.base).resolve() == REPOSITORY
-    loading = [f"{'.' if is_own else args.base!r}", f"torch_dtype=torch.{args.dtype}", "trust_remote_code=True"]
-    if is_own:
-        loading[0] = '".",  # Storybook, from the root of a clone'
-    else:
+    loading = ['".",  # Storybook, from the root of a clone' if is_own else repr(args.base), "trust_remote_code=True"]
+    if args.dtype != "float32":
+        loading.append(f"dtype=torch.{args.dtype}")
+    if not is_own:
         loading.append('custom_pipeline="your-namespace/muse"')
         if lacks("clip_model", args.base, args.revision):
             lines.append("from transformers import CLIPModel")
@@ -344,6 +361,14 @@ trained. [The method](https://huggingface.co/papers/2511.21051)"""
 STORYBOOK = """The model here is **Storybook**, a small illustrated world of 64 px: a cat, horse, child, house, car,
 boat, bicycle or tent, in a park, forest, street, cemetery, harbour, at the beach, in the mountains or on a farm."""
 
+HINTS = {
+    "num_inference_steps": "more take longer",
+    "guidance_scale": "how closely to follow the prompt",
+    "width": "in px, a multiple of 8",
+    "height": "in px, a multiple of 8",
+    "semantic_threshold": "likeness to the prompt that opens the gate",
+    "latest_start": "0.3: guidance starts after 30 % of the steps in any case",
+}
 EXAMPLES = {
     "a frightening house": ["a house in the park", "fear", None, 0],
     "an exciting car": ["a red car in the street", "excitement", None, 1],
@@ -434,7 +459,6 @@ class App:
     def build_more(self) -> None:
         """What most people leave as it is."""
         args, add = self.args, self.inputs
-        empty = "empty: the base’s own"
         with gr.Accordion("More", open=False):
             with gr.Row():
                 add["emotion_strength"] = gr.Slider(
@@ -444,19 +468,11 @@ class App:
                     0.05, 1, 1.0, step=0.05, label="strength", info="of edits: less keeps more of the photograph"
                 )
             add["negative_prompt"] = gr.Textbox("", label="negative_prompt", info="What the picture should not show")
-            with gr.Row():
-                add["num_inference_steps"] = gr.Number(None, label="num_inference_steps", precision=0, info=empty)
-                add["guidance_scale"] = gr.Number(None, label="guidance_scale", info=empty)
-            with gr.Row():
-                add["width"] = gr.Number(None, label="width", precision=0, info="in px, a multiple of 8")
-                add["height"] = gr.Number(None, label="height", precision=0, info="in px, a multiple of 8")
-            with gr.Row():
-                add["semantic_threshold"] = gr.Number(
-                    None, label="semantic_threshold", info="likeness to the prompt that opens the gate"
-                )
-                add["latest_start"] = gr.Number(
-                    None, label="latest_start", info="0.3: guidance starts after 30 % of the steps in any case"
-                )
+            names = list(NUMBERS)
+            for pair in zip(names[::2], names[1::2]):
+                with gr.Row():
+                    for name in pair:
+                        add[name] = gr.Textbox("", label=name, placeholder="as it suits the base", info=HINTS[name])
             with gr.Group(visible=args.choose_models):
                 add["base"] = gr.Textbox(
                     args.base if args.base != str(REPOSITORY) else "", label="Base", placeholder="Storybook",

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import edit
@@ -59,14 +60,22 @@ def test_what_lies_nowhere_on_the_wheel_has_no_mark(emotion):
 
 
 def test_a_form_becomes_a_job_and_options(tmp_path):
-    form = Form(" a cat ", "awe=0.7, fear=0.3", seed=3, negative_prompt=" ", num_inference_steps=7.0, preset="fast")
+    form = Form(" a cat ", "awe=0.7, fear=0.3", seed=3, negative_prompt=" ", num_inference_steps=" 7", preset="fast")
     job = job_of(form, tmp_path)
     assert (job.prompt, job.emotion, job.seed, job.source) == ("a cat", {"awe": 0.7, "fear": 0.3}, 3, None)
     assert job.negative_prompt is None
     given = options_of(form, "some/base")
-    assert given == {"preset": "fast", "num_inference_steps": 7, "emotion_strength": 1.0}
+    assert given == {"preset": "fast", "num_inference_steps": 7}
     assert options_of(Form("a cat", "awe"), str(app.REPOSITORY))["num_inference_steps"] == 20, "Storybook's own"
-    assert "strength" in options_of(Form("a cat", "awe", photo=PICTURE), "some/base")
+    less = Form("a cat", "awe", emotion_strength=0.5, strength=0.7)
+    assert options_of(less, "some/base") == {"preset": "full", "emotion_strength": 0.5}
+    assert options_of(replace(less, photo=PICTURE), "some/base")["strength"] == 0.7
+
+
+@pytest.mark.parametrize(("name", "text"), [("width", "wide"), ("num_inference_steps", "0"), ("latest_start", "a")])
+def test_numbers_that_are_none_are_said(name, text):
+    with pytest.raises(ValueError, match=name):
+        options_of(replace(Form("a cat", "awe"), **{name: text}), "some/base")
 
 
 def painted(size=(400, 400), box=(0, 0, 200, 400)) -> dict:
