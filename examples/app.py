@@ -280,6 +280,11 @@ def message(error: BaseException) -> str:
 # --------------------------------------------------------------------------------------
 
 
+def base_of(args: argparse.Namespace) -> dict[str, str]:
+    """What a record says of the base."""
+    return {"base": "Storybook" if args.base == str(REPOSITORY) else args.base}
+
+
 class Model:
     """The pipeline that was asked for last, and a judge that never guides, where the base brings one."""
 
@@ -460,13 +465,12 @@ class App:
         """What most people leave as it is."""
         args, add = self.args, self.inputs
         with gr.Accordion("More", open=False):
-            with gr.Row():
-                add["emotion_strength"] = gr.Slider(
-                    0.05, 1, 1.0, step=0.05, label="emotion_strength", info="1: all of the emotion, towards 0: none",
-                )  # fmt: skip
-                add["strength"] = gr.Slider(
-                    0.05, 1, 1.0, step=0.05, label="strength", info="of edits: less keeps more of the photograph"
-                )
+            add["emotion_strength"] = gr.Slider(
+                0.05, 1, 1.0, step=0.05, label="emotion_strength", info="1: all of the emotion; towards 0: none"
+            )
+            add["strength"] = gr.Slider(
+                0.05, 1, 1.0, step=0.05, label="strength", info="Of edits: less keeps more of the photograph"
+            )
             add["negative_prompt"] = gr.Textbox("", label="negative_prompt", info="What the picture should not show")
             names = list(NUMBERS)
             for pair in zip(names[::2], names[1::2]):
@@ -515,17 +519,13 @@ class App:
                 self.plot = gr.Image(
                     show_label=False, format="png", interactive=False, buttons=["fullscreen"], elem_id="plot"
                 )
-            with gr.Tab("All emotions"):
-                self.sheet = gr.Image(
-                    show_label=False, format="png", interactive=False, buttons=["fullscreen"], elem_id="sheet"
-                )
             with gr.Tab("Python"):
                 self.python = gr.Code(label="The same call", language="python", interactive=False, elem_id="python")
 
     def connect(self) -> None:
         """Says what happens when."""
         add = self.inputs
-        shown = [self.picture, self.slider, self.status, self.download, self.plot, self.sheet, self.python]
+        shown = [self.picture, self.slider, self.status, self.download, self.plot, self.python]
         buttons = [self.go, self.all, self.cancel]
         changed = [*shown, *buttons, add["prompt"], add["emotion"], self.wheel]
         model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
@@ -705,7 +705,7 @@ class App:
     ) -> dict[Any, Any]:
         """What is shown of a picture that is made."""
         folder = FOLDER / uuid4().hex
-        entry = record(job, made) | {"base": "Storybook" if args.base == str(REPOSITORY) else args.base} | options
+        entry = record(job, made) | base_of(args) | options
         if form.photo:
             entry["source"] = Path(form.photo).name
         entry.pop("mask", None)  # its digest stays
@@ -734,6 +734,7 @@ class App:
         args = MODEL.args or self.args
         options = options_of(form, args.base)
         cells = []
+        entry = {"prompt": first.prompt, "seed": first.seed} | base_of(args) | options
         if first.source:
             with Image.open(first.source) as photo:
                 cells.append(Cell(photo.convert("RGB"), "source"))
@@ -758,9 +759,11 @@ class App:
             sheet = contact_sheet(
                 cells, 3 if len(emotions) % 3 != 1 else 4, f"“{form.prompt.strip()}”, seed {first.seed}"
             )
-            path = FOLDER / f"{uuid4().hex}.png"
-            sheet.save(path)
-            yield {self.picture: str(path), self.sheet: str(path)}
+            entry |= {"file": f"{uuid4().hex}.png", "emotions": [cell.title for cell in cells]}
+            save_picture(sheet, entry, FOLDER)
+            path = str(FOLDER / entry["file"])
+            yield {self.picture: path}
+        yield {self.download: gr.update(value=path, visible=True)}
         yield {self.status: status(f"Done: {len(emotions)} pictures", 1, GOOD)}
 
 

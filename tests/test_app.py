@@ -313,7 +313,7 @@ def take_steps(page, steps: int) -> None:
 
 
 def test_make_a_picture(page, tmp_path):
-    take_steps(page, 6)
+    take_steps(page, 4)
     wheel = page.locator("#wheel img").bounding_box()
     x, y = (place / WHEEL_SIZE * wheel["width"] for place in wheel_place("awe", False))
     page.mouse.click(wheel["x"] + x, wheel["y"] + y)
@@ -341,7 +341,7 @@ def test_make_a_picture(page, tmp_path):
 
 
 def test_edit_a_photograph_where_it_is_painted(page):
-    take_steps(page, 6)
+    take_steps(page, 4)
     page.click("button:has-text('Edit a photograph')")
     page.set_input_files("#photo input[type=file]", PICTURE)
     page.wait_for_selector("#photo img")
