@@ -31,7 +31,7 @@ from transformers import (
 
 pytest.importorskip("gradio", reason="gradio is not installed: the extra `demo` has it")
 import app  # noqa: E402
-from app import Form, Model, job_of, options_of, read_photo  # noqa: E402
+from app import App, Form, Model, job_of, options_of, read_photo  # noqa: E402
 
 
 PICTURE = str(app.PICTURE)
@@ -190,6 +190,46 @@ def test_whoever_leaves_ends_the_call(pipe, count_calls):
 def test_errors_of_a_followed_call_arrive(pipe):
     with pytest.raises(ValueError, match="`emotion`"):
         list(follow(pipe, lambda: pipe("a cat", emotion="awee"), lambda: False))
+
+
+# ---- the page without a browser
+
+
+@pytest.fixture
+def other(tmp_path) -> App:
+    """The page of a base that knows nothing of MUSE."""
+    base, clip = tiny_models.save_base(tmp_path / "base"), tmp_path / "clip"
+    tiny_models.clip_model().save_pretrained(clip)
+    return App(app.parse_args(["--base", str(base), "--clip", str(clip), "--device", "cpu", "--caption_model", "any"]))
+
+
+def says_last(page: App, updates: list[dict]) -> str:
+    return [update[page.status] for update in updates if page.status in update][-1]
+
+
+@pytest.mark.parametrize("emotion", ["cozy", "awe=0.5,fear=0.5", "none"])
+def test_any_base_makes_a_picture(other, emotion, tmp_path):
+    form = Form("a cat", emotion, num_inference_steps="2", latest_start="0" if emotion != "none" else "")
+    updates = list(other.making(form, tmp_path / "stop"))
+    assert "Done" in says_last(other, updates)
+    assert Image.open(updates[-1][other.download]["value"]).info["muse"]
+    assert (other.plot in updates[-1]) == (emotion != "none")
+
+
+def test_a_call_that_cannot_be_made_gives_the_buttons_back(other, tmp_path):
+    form = Form("a cat", "awe", width="33", height="32")
+    updates = list(other.guarded(other.making(form, tmp_path / "stop")))
+    assert "divisible by 8" in says_last(other, updates)
+    assert updates[-1][other.go]["visible"] and not updates[-1][other.cancel]["visible"]
+
+
+def test_a_photograph_without_a_caption_gets_one(other, monkeypatch, tmp_path):
+    monkeypatch.setattr(app, "caption_pictures", lambda name, pictures, device: [f"a boat, says {name}"])
+    form = Form("", "none", photo=PICTURE, num_inference_steps="2")
+    updates = list(other.making(form, tmp_path / "stop"))
+    words = [update[other.inputs["prompt"]] for update in updates if other.inputs["prompt"] in update]
+    assert words == ["a boat, says any"] and "Done" in says_last(other, updates)
+    assert json.loads(Image.open(updates[-1][other.download]["value"]).info["muse"])["prompt"] == words[0]
 
 
 # ---- pictures put into words
