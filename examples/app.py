@@ -220,7 +220,7 @@ def model_options(form: Form, args: argparse.Namespace) -> argparse.Namespace:
 # --------------------------------------------------------------------------------------
 
 CSS = """
-.gradio-container {max-width: 1180px !important; margin: auto}
+.gradio-container {max-width: 1280px !important; margin: auto}
 #muse-title h1 {margin-bottom: 0} #muse-title p {color: var(--body-text-color-subdued)}
 #picture img, #picture button, #picture .image-frame {width: 100%; height: 100%; object-fit: contain}
 #wheel, #wheel * {border: none !important; outline: none !important; background: none !important; box-shadow: none}
@@ -287,7 +287,7 @@ class App:
             add["photo"] = gr.Image(
                 show_label=False,
                 type="filepath",
-                height=220,
+                height=150,
                 sources=["upload", "clipboard"],
                 elem_id="photo",
                 buttons=[],
@@ -302,12 +302,12 @@ class App:
                 height=340, buttons=[],
             )  # fmt: skip
         with gr.Row():
-            with gr.Column(min_width=260):
+            with gr.Column(min_width=200):
                 self.wheel = gr.Image(
                     wheel_picture("fear", False), show_label=False, interactive=False, type="pil", format="png",
                     buttons=[], elem_id="wheel", container=False, image_mode="RGBA", visible=set(labels) >= set(WHEEL),
                 )  # fmt: skip
-            with gr.Column(min_width=220):
+            with gr.Column(min_width=190):
                 add["emotion"] = gr.Dropdown(
                     [*labels, "none"], value="fear" if "fear" in labels else labels[0], allow_custom_value=True,
                     label="Emotion", elem_id="emotion",
@@ -315,14 +315,11 @@ class App:
                 )  # fmt: skip
                 self.mode = gr.Radio(list(MODES), value=EVOKE, label="How much", elem_id="mode")
         with gr.Row():
-            with gr.Column(min_width=290, scale=3):
+            with gr.Column(min_width=270, scale=3):
                 add["preset"] = gr.Radio(
-                    ["fast", "full", "paper"],
-                    value="full",
-                    label="Preset",
-                    info="“fast” takes a little longer than no emotion",
+                    ["fast", "full", "paper"], value="full", label="Preset", info="fast: little slower than stock"
                 )
-            with gr.Column(min_width=140, scale=2):
+            with gr.Column(min_width=110, scale=1):
                 add["seed"] = gr.Number(0, label="Seed", precision=0, min_width=70, elem_id="seed")
                 self.dice = gr.Button("Another seed", size="sm")
         with gr.Row():
