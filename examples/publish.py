@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HfHubHTTPError, validate_repo_id
@@ -144,7 +144,7 @@ def upload(api: HfApi, kind: Kind, folder: Path, repo_id: str, message: str, pri
     Returns:
         `str`: The address of the commit.
     """
-    where = {"repo_id": repo_id, "repo_type": kind.repo_type}
+    where: dict[str, Any] = {"repo_id": repo_id, "repo_type": kind.repo_type}
     api.create_repo(**where, private=private, space_sdk=kind.space_sdk, exist_ok=True)
     # First what says how the others are stored: the Hub goes by what it has when they come
     attributes = folder / ".gitattributes"
