@@ -20,13 +20,23 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPImageProcessor, CLIPModel
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, ViTForImageClassification
 
+
+def move_to(folder):
+    # The place of the folder that was named when the libraries were imported
+    nowhere = os.path.dirname(os.environ["HF_HOME"])
+    for names in (os.environ, *(vars(module) for module in list(sys.modules.values()))):
+        for name, value in list(names.items()):
+            if isinstance(value, str) and value.startswith(nowhere):
+                names[name] = value.replace(nowhere, folder)
+
+
 for line in sys.stdin:
     request = json.loads(line)
     child = os.fork()
     if child == 0:
         os.chdir(request["folder"])
-        for entry in os.scandir(modules) if os.path.isdir(modules := os.environ["HF_MODULES_CACHE"]) else ():
-            shutil.rmtree(entry) if entry.is_dir() else os.remove(entry)
+        shutil.rmtree("modules", ignore_errors=True)
+        move_to(request["folder"])
         for stream, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -44,6 +54,8 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
+NOWHERE = f"{os.devnull}/fork"  # where no folder can be made
+
 _servers: dict[str, subprocess.Popen] = {}  # by their environment; they end with this process, whose pipes they read
 
 
@@ -54,9 +66,8 @@ def run_fresh(script: str, *arguments: str | Path, folder: Path, **environment: 
     """
     key = json.dumps(environment, sort_keys=True)
     if key not in _servers:
-        # Read at import: relative, so that each fork has its own
-        caches = {"HF_HOME": "hf", "HF_MODULES_CACHE": "modules", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        variables = {**os.environ, **caches, **environment}
+        caches = {"HF_HOME": f"{NOWHERE}/hf", "HF_MODULES_CACHE": f"{NOWHERE}/modules"}
+        variables = {**os.environ, **caches, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
         for name in ("PYTHONPATH", "HF_HUB_CACHE", "TRANSFORMERS_CACHE"):
             variables.pop(name, None)
         _servers[key] = subprocess.Popen(

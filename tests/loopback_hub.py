@@ -74,8 +74,9 @@ class LoopbackHub:
         self._server.server_close()
 
     def clear(self) -> None:
-        """Forgets all repositories."""
+        """Forgets all repositories and tags."""
         self._repositories.clear()
+        self._tags.clear()
 
     def push(self, repo_id: str, files: Files, kind: str = "models") -> str:
         """Makes `files` all that a repository has on `main`, and returns the commit."""
@@ -134,7 +135,7 @@ class LoopbackHub:
     def create(self, body: bytes) -> Any:
         request = json.loads(body)
         repo_id, kind = f"{request['organization']}/{request['name']}", f"{request.get('type', 'model')}s"
-        self.push(repo_id, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}, kind)
+        self.push(repo_id, {".gitattributes": b""}, kind)
         return {"url": f"{self.endpoint}/{'' if kind == 'models' else kind + '/'}{repo_id}"}
 
     def validate(self, body: bytes) -> Any:

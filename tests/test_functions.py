@@ -329,18 +329,28 @@ def test_preview_of_few_step_schedulers_is_the_ddim_one(name, prediction_type):
         torch.testing.assert_close(preview(scheduler, latents, noise_pred, timestep), own, rtol=1e-4, atol=1e-4)
 
 
+def same(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one.nan_to_num(), other.nan_to_num())
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return str(one) == str(other)
+
+
 @pytest.mark.parametrize("name", [scheduler.name for scheduler in KarrasDiffusionSchedulers])
 def test_asking_for_the_signal_level_leaves_the_scheduler_alone(name):
     if name in ("DPMSolverSDEScheduler", "EDMEulerScheduler"):  # needs torchsde; is refused
         name = "DDIMScheduler"
     scheduler = make_scheduler(name)
     scheduler.set_timesteps(4)
-    latents = torch.randn(1, 4, 8, 8) * scheduler.init_noise_sigma
+    latents = torch.randn(1, 4, 2, 2) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         model_input = scheduler.scale_model_input(latents, timestep)
         before = copy.deepcopy(vars(scheduler))
         signal_level(scheduler, timestep)
-        assert str(vars(scheduler)) == str(before)
+        assert same(vars(scheduler), before)
         latents = scheduler.step(model_input, timestep, latents).prev_sample
 
 

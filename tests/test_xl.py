@@ -189,8 +189,8 @@ def test_latents_that_are_not_finite_are_errors(pipe):
     def callback(pipe, step, timestep, values):
         return {"latents": values["latents"] * math.nan}
 
-    for output_type in ("latent", "np"):
-        with pytest.raises(ValueError, match="latents"):
+    for output_type, name in (("latent", "latents"), ("np", "images")):
+        with pytest.raises(ValueError, match=f"The {name} of the call came out infinite or NaN"):
             guide(pipe, callback_on_step_end=callback, output_type=output_type)
 
 
@@ -201,6 +201,14 @@ def test_a_fixed_vae_stays_in_float16():
     pipe.vae.decoder.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
     assert np.isfinite(guide(pipe, output_type="np").images).all()
     assert dtypes == {torch.float16}
+
+
+def test_a_preview_vae_spares_the_loop_the_large_one():
+    pipe = tiny_models.muse_pipeline(STABLE_DIFFUSION_XL, preview_vae=tiny_models.preview_vae()).to(torch.float16)
+    dtypes = set()
+    pipe.preview_vae.decoder.register_forward_hook(lambda _, __, output: dtypes.add((pipe.vae.dtype, output.dtype)))
+    assert guide(pipe).trace[0].inner_steps > 0
+    assert dtypes == {(torch.float16, torch.float16)}
 
 
 def test_latents_are_normalised_by_mean_and_deviation(pipe, parent):
