@@ -81,6 +81,7 @@ EVOKE, KEEP = "Evoke the emotion", "Keep the picture"
 MODES = {EVOKE: 1.0, KEEP: 0.5}
 
 MENDABLE = (*USERS_ERRORS, argparse.ArgumentTypeError)  # by whoever made the call
+HEIGHT, SHEET_HEIGHT = 500, 760  # px, on the page
 ON_A_SPACE = "SPACE_ID" in os.environ
 GPU_SECONDS = 60  # that a call may borrow a Space's GPU for
 
@@ -369,12 +370,12 @@ class App:
         """The right side: what comes of it."""
         is_storybook = bool(settings_of(self.args.base))
         self.picture = gr.Image(
-            str(FIRST_PICTURE) if is_storybook else None, show_label=False, height=500, format="png",
+            str(FIRST_PICTURE) if is_storybook else None, show_label=False, height=HEIGHT, format="png",
             interactive=False, buttons=["fullscreen"], elem_id="picture",
         )  # fmt: skip
         self.slider = gr.ImageSlider(
-            label="Before | after", height=500, format="png", interactive=False, visible=False, elem_id="slider",
-            buttons=["fullscreen"], max_height=500,
+            label="Before | after", height=HEIGHT, format="png", interactive=False, visible=False, elem_id="slider",
+            buttons=["fullscreen"], max_height=HEIGHT,
         )  # fmt: skip
         words = "Nothing made yet" + is_storybook * ": this is one prompt and one seed, in every emotion"
         self.status = gr.HTML(status(words, color=FAINT), elem_id="status")
@@ -553,7 +554,7 @@ class App:
         args = MODEL.args or self.args
         options = options_of(form, args.base)
         yield {
-            self.picture: gr.update(value=str(job.source) if job.source else None, visible=True),
+            self.picture: gr.update(value=str(job.source) if job.source else None, visible=True, height=HEIGHT),
             self.slider: gr.update(visible=False),
             self.download: gr.update(visible=False),
             self.plot: None,
@@ -610,7 +611,7 @@ class App:
                 cells.append(Cell(photo.convert("RGB"), "source"))
         emotions = ([] if first.source else [None]) + MODEL.pipe.emotion_labels
         yield {
-            self.picture: gr.update(value=None, visible=True),
+            self.picture: gr.update(value=None, visible=True, height=SHEET_HEIGHT),
             self.slider: gr.update(visible=False),
             self.download: gr.update(visible=False),
         }
