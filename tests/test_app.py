@@ -330,8 +330,8 @@ def browser():
 @pytest.fixture
 def page(browser, address):
     """The page, which must ask nobody but the app for anything."""
-    page, asked = browser.new_page(viewport={"width": 1280, "height": 1900}), []
-    page.set_default_timeout(60_000)
+    page, asked = browser.new_page(viewport={"width": 1280, "height": 1600}), []
+    page.set_default_timeout(120_000)
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
     page.wait_for_selector("#go")
@@ -352,11 +352,12 @@ def take_steps(page, steps: int) -> None:
     page.get_by_label("num_inference_steps").fill(str(steps))
 
 
-def test_make_a_picture(page, tmp_path):
+def test_make_a_picture(page, tmp_path, monkeypatch):
     take_steps(page, 4)
-    wheel = page.locator("#wheel img").bounding_box()
-    x, y = (place / WHEEL_SIZE * wheel["width"] for place in wheel_place("awe", False))
-    page.mouse.click(wheel["x"] + x, wheel["y"] + y)
+    wheel = page.locator("#wheel img")
+    scale = wheel.bounding_box()["width"] / WHEEL_SIZE
+    x, y = wheel_place("awe", False)
+    wheel.click(position={"x": x * scale, "y": y * scale})
     page.wait_for_function("document.querySelector('#emotion input').value == 'awe'")
     page.click("#go")
     assert "the guide gives awe" in says(page, "Done", "broke", "gate never")
@@ -370,12 +371,11 @@ def test_make_a_picture(page, tmp_path):
     # The call to copy makes the same picture
     page.get_by_role("tab", name="Python").click()
     code = page.inner_text("#python .cm-content")
-    script = tmp_path / "script.py"
-    script.write_text(code)
     for entry in tiny_models.REPOSITORY.iterdir():
         if not entry.name.startswith("."):
             (tmp_path / entry.name).symlink_to(entry)
-    subprocess.run([sys.executable, str(script)], check=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(code)
     made, again = (Image.open(tmp_path / name).convert("RGB").tobytes() for name in ("made.png", "picture.png"))
     assert sum(abs(one - other) for one, other in zip(made, again)) / len(made) < 2
 
@@ -396,12 +396,12 @@ def test_edit_a_photograph_where_it_is_painted(page):
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 60, y - 60)
     page.mouse.down()
-    for step in range(10):
-        page.mouse.move(x - 60 + 12 * step, y - 60 + 30 * (step % 2))
+    for step in range(4):
+        page.mouse.move(x - 60 + 30 * step, y - 60 + 30 * (step % 2))
     page.mouse.up()
     page.wait_for_timeout(1000)
     page.click("#go")
-    assert "Done" in says(page, "Done", "broke", "gate never", "Paint where")
+    assert "Done" in says(page, "Done", "broke", "gate never")
     page.wait_for_selector("#slider img")
     page.get_by_role("tab", name="Python").click()
     page.wait_for_selector("#python :text('mask_image')")
