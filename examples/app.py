@@ -81,6 +81,7 @@ EVOKE, KEEP = "Evoke the emotion", "Keep the picture"
 MODES = {EVOKE: 1.0, KEEP: 0.5}
 
 MENDABLE = (*USERS_ERRORS, argparse.ArgumentTypeError)  # by whoever made the call
+HEIGHT, SHEET_HEIGHT = 500, 760  # px, on the page
 ON_A_SPACE = "SPACE_ID" in os.environ
 GPU_SECONDS = 60  # that a call may borrow a Space's GPU for
 
@@ -220,7 +221,7 @@ def model_options(form: Form, args: argparse.Namespace) -> argparse.Namespace:
 # --------------------------------------------------------------------------------------
 
 CSS = """
-.gradio-container {max-width: 1180px !important; margin: auto}
+.gradio-container {max-width: 1280px !important; margin: auto}
 #muse-title h1 {margin-bottom: 0} #muse-title p {color: var(--body-text-color-subdued)}
 #picture img, #picture button, #picture .image-frame {width: 100%; height: 100%; object-fit: contain}
 #wheel, #wheel * {border: none !important; outline: none !important; background: none !important; box-shadow: none}
@@ -287,7 +288,7 @@ class App:
             add["photo"] = gr.Image(
                 show_label=False,
                 type="filepath",
-                height=220,
+                height=150,
                 sources=["upload", "clipboard"],
                 elem_id="photo",
                 buttons=[],
@@ -302,12 +303,12 @@ class App:
                 height=340, buttons=[],
             )  # fmt: skip
         with gr.Row():
-            with gr.Column(min_width=260):
+            with gr.Column(min_width=200):
                 self.wheel = gr.Image(
                     wheel_picture("fear", False), show_label=False, interactive=False, type="pil", format="png",
                     buttons=[], elem_id="wheel", container=False, image_mode="RGBA", visible=set(labels) >= set(WHEEL),
                 )  # fmt: skip
-            with gr.Column(min_width=220):
+            with gr.Column(min_width=190):
                 add["emotion"] = gr.Dropdown(
                     [*labels, "none"], value="fear" if "fear" in labels else labels[0], allow_custom_value=True,
                     label="Emotion", elem_id="emotion",
@@ -315,14 +316,11 @@ class App:
                 )  # fmt: skip
                 self.mode = gr.Radio(list(MODES), value=EVOKE, label="How much", elem_id="mode")
         with gr.Row():
-            with gr.Column(min_width=290, scale=3):
+            with gr.Column(min_width=270, scale=3):
                 add["preset"] = gr.Radio(
-                    ["fast", "full", "paper"],
-                    value="full",
-                    label="Preset",
-                    info="“fast” takes a little longer than no emotion",
+                    ["fast", "full", "paper"], value="full", label="Preset", info="fast: little slower than stock"
                 )
-            with gr.Column(min_width=140, scale=2):
+            with gr.Column(min_width=110, scale=1):
                 add["seed"] = gr.Number(0, label="Seed", precision=0, min_width=70, elem_id="seed")
                 self.dice = gr.Button("Another seed", size="sm")
         with gr.Row():
@@ -372,12 +370,12 @@ class App:
         """The right side: what comes of it."""
         is_storybook = bool(settings_of(self.args.base))
         self.picture = gr.Image(
-            str(FIRST_PICTURE) if is_storybook else None, show_label=False, height=500, format="png",
+            str(FIRST_PICTURE) if is_storybook else None, show_label=False, height=HEIGHT, format="png",
             interactive=False, buttons=["fullscreen"], elem_id="picture",
         )  # fmt: skip
         self.slider = gr.ImageSlider(
-            label="Before | after", height=500, format="png", interactive=False, visible=False, elem_id="slider",
-            buttons=["fullscreen"], max_height=500,
+            label="Before | after", height=HEIGHT, format="png", interactive=False, visible=False, elem_id="slider",
+            buttons=["fullscreen"], max_height=HEIGHT,
         )  # fmt: skip
         words = "Nothing made yet" + is_storybook * ": this is one prompt and one seed, in every emotion"
         self.status = gr.HTML(status(words, color=FAINT), elem_id="status")
@@ -556,7 +554,7 @@ class App:
         args = MODEL.args or self.args
         options = options_of(form, args.base)
         yield {
-            self.picture: gr.update(value=str(job.source) if job.source else None, visible=True),
+            self.picture: gr.update(value=str(job.source) if job.source else None, visible=True, height=HEIGHT),
             self.slider: gr.update(visible=False),
             self.download: gr.update(visible=False),
             self.plot: None,
@@ -613,7 +611,7 @@ class App:
                 cells.append(Cell(photo.convert("RGB"), "source"))
         emotions = ([] if first.source else [None]) + MODEL.pipe.emotion_labels
         yield {
-            self.picture: gr.update(value=None, visible=True),
+            self.picture: gr.update(value=None, visible=True, height=SHEET_HEIGHT),
             self.slider: gr.update(visible=False),
             self.download: gr.update(visible=False),
         }
