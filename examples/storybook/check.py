@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from assemble_xl import assemble
-from common import ROOT, normalise, save_json, scene_of, to_pixels
+from common import ROOT, frechet_distance, normalise, save_json, scene_of, to_pixels
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -31,6 +31,7 @@ from diffusers import (
 )
 from judges import load_judge
 from PIL import Image
+from torch.nn import functional as F
 from train_clip import rank_content
 from train_vae import psnr, reconstructed
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
@@ -70,17 +71,8 @@ def pixels_of(images: list[Image.Image]) -> torch.Tensor:
 
 @torch.no_grad()
 def features_of(clip: CLIPModel, images: list[Image.Image]) -> torch.Tensor:
-    """CLIP's features of pictures, (count, dim), in double precision."""
-    return clip.get_image_features(normalise(pixels_of(images))).pooler_output.double()
-
-
-def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Between Gaussians fitted to two sets of features, https://huggingface.co/papers/1706.08500 (equation 6)."""
-    means, covariances = zip(*((features.mean(0), features.T.cov()) for features in (first, second)))
-    values, vectors = torch.linalg.eigh(covariances[0])
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
-    return ((means[0] - means[1]).square().sum() + sum(c.trace() for c in covariances) - 2 * shared).item()
+    """CLIP's features of pictures on the unit sphere, (count, dim)."""
+    return F.normalize(clip.get_image_features(normalise(pixels_of(images))).pooler_output, dim=-1)
 
 
 def held_out(indices: range, size: int) -> list[Image.Image]:
@@ -165,7 +157,8 @@ def main():
         truth = features_of(held_out_clip, held_out(range(count, 1024 + count), size))
         candidates = {"samples": images[:count], "drawings": held_out(range(count), size)}
         result["frechet_distance"] = {"pictures": count} | {
-            name: frechet_distance(features_of(held_out_clip, values), truth) for name, values in candidates.items()
+            name: 100 * frechet_distance(features_of(held_out_clip, values), truth)
+            for name, values in candidates.items()
         }
     if args.reconstructed:
         pixels = pixels_of(held_out(range(args.reconstructed), size))

@@ -135,11 +135,11 @@ def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
         return orthogonal(matrices.mT, steps).mT
     matrices = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     gram, whole = matrices @ matrices.mT, None
-    for _ in range(steps):
+    for step in range(steps):
         polynomial = -4.7750 * gram + 2.0315 * gram @ gram
         polynomial.diagonal(dim1=-2, dim2=-1).add_(3.4445)
         whole = polynomial if whole is None else polynomial @ whole
-        gram = polynomial @ gram @ polynomial
+        gram = polynomial @ gram @ polynomial if step + 1 < steps else gram
     return whole @ matrices
 
 
@@ -370,6 +370,15 @@ def encode(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     return tokenizer(
         texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
+
+
+def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Between Gaussians fitted to two sets of features (n, D), https://huggingface.co/papers/1706.08500 (eq. 6)."""
+    first, second = first.double(), second.double()
+    cov_first, cov_second = first.T.cov(), second.T.cov()
+    roots = torch.linalg.eigvals(cov_first @ cov_second).real.clamp(min=0).sqrt()
+    shift = (first.mean(0) - second.mean(0)).square().sum()
+    return float(shift + cov_first.trace() + cov_second.trace() - 2 * roots.sum())
 
 
 def degrade(pixels: torch.Tensor, generator: torch.Generator, share: float = 0.6) -> torch.Tensor:
