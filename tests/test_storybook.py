@@ -337,8 +337,13 @@ def test_the_stages_that_are_long_go_on_as_if_never_interrupted(small_world, mon
     run(monkeypatch, train_vae, *options, "2")
     assert json.loads((small_world / "vae_log.json").read_text())["step"] == 2
 
-    def weights() -> dict[str, torch.Tensor]:
-        return load_file(small_world / "unet" / "diffusion_pytorch_model.safetensors")
+    def weights(folder: str = "unet") -> dict[str, torch.Tensor]:
+        return load_file(small_world / folder / "diffusion_pytorch_model.safetensors")
+
+    before = weights("vae")
+    run(monkeypatch, train_vae, "--decoder", *options, "2")
+    same = {name.split(".")[0] for name, value in weights("vae").items() if torch.equal(value, before[name])}
+    assert same == {"encoder", "quant_conv"}, "latents stay what they are"
 
     options = ("--width", "8", *options)
     run(monkeypatch, train_unet, *options, "2")
@@ -348,6 +353,41 @@ def test_the_stages_that_are_long_go_on_as_if_never_interrupted(small_world, mon
     run(monkeypatch, train_unet, *options, "1")
     run(monkeypatch, train_unet, *options, "2")
     assert all(torch.equal(value, unbroken[name]) for name, value in weights().items())
+
+
+def test_a_rebuild_runs_what_is_missing_and_keeps_what_it_should(tmp_path, monkeypatch):
+    import rebuild
+
+    ran = []
+    monkeypatch.setattr(rebuild, "run", lambda stage, *options: ran.append((stage, options)))
+    options = ("--work_dir", str(tmp_path), "--export_to", str(tmp_path / "export"), "--device", "cpu")
+    run(monkeypatch, rebuild, *options, "--keep", "--steps", "7")
+    assert [stage for stage, _ in ran] == [
+        "train_vae.py",
+        "train_unet.py --steps 7",
+        rebuild.TRAINED["vae_decoder"],
+        "calibrate.py",
+        "export.py",
+        "check.py",
+    ]
+    assert all({"--resume", "--device"} <= set(given) for _, given in ran[:3])
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+        "tokenizer",
+        "guide",
+        "clip_model",
+        "clip_tuned",
+    }
+    del ran[:]
+    run(monkeypatch, rebuild, *options, "--keep", "--steps", "9")
+    assert [stage for stage, _ in ran][:2] == ["train_unet.py --steps 9", "calibrate.py"], "more steps: it goes on"
+    del ran[:]
+    run(monkeypatch, rebuild, *options, "--steps", "9", "--xl")
+    stages = [stage.split()[0] for stage, _ in ran]
+    assert (
+        stages.count("train_clip.py") == 4
+        and stages.count("train_classifier.py") == 3
+        and "train_vae.py" not in stages
+    )
 
 
 def test_the_frechet_distance_is_that_of_gaussians():

@@ -7,7 +7,7 @@
 A stage that is complete is skipped. `--steps` and `--batch_size` are those of the diffusion model, which takes nearly
 all of the time. `--keep` takes tokenizer, CLIP, guide and judges from the repository, where they need no change, and
 trains the autoencoder and the diffusion model only. `--xl` goes on to the SDXL-shaped model, which grows out of the
-other. Only the last stages write into the repository, or into `--export_to`.
+other. Only the export writes into the repository, or into `--export_to`; the check writes into the work folder.
 """
 
 import argparse
@@ -27,6 +27,7 @@ TRAINED = {
     "clip_tuned": "train_clip.py --initial clip_model --lock_text --output clip_tuned"
     " --degraded 0.4 --steps 1500 --learning_rate 6e-4",
     "unet": "train_unet.py",
+    "vae_decoder": "train_vae.py --decoder --steps 2000 --learning_rate 1e-3",
     "guide": "train_classifier.py --model guide",
     "emo_b": "train_classifier.py --model emo_b --steps 1000",
     "emo_c": "train_classifier.py --model emo_c --steps 700",
@@ -39,12 +40,6 @@ TRAINED_XL = {
 KEPT = ("clip_model", "clip_tuned", "guide", "emo_b", "emo_c", "clip_b")  # by --keep
 
 
-def is_complete(work_dir: Path, name: str, stage: str) -> bool:
-    """Whether a training stage has left its note that it is done."""
-    note = work_dir / f"{name}_done.json"
-    return note.exists() and json.loads(note.read_text())["stage"] == stage
-
-
 def keep(work_dir: Path, root: Path = HERE.parents[1]):
     """Take tokenizer, CLIP and guide from the repository; the judges are there already."""
     folders = {"tokenizer": "tokenizer", "guide": "emotion_classifier"}
@@ -52,21 +47,24 @@ def keep(work_dir: Path, root: Path = HERE.parents[1]):
         shutil.copytree(root / folder, work_dir / name, dirs_exist_ok=True)
 
 
-def train(name: str, stage: str, args: argparse.Namespace):
-    """Run a stage from where it was interrupted, and note that it is done."""
-    options = ["--work_dir", str(args.work_dir), "--resume"]
-    options += ["--device", args.device] if args.device else []
-    options += ["--bfloat16"] if args.bfloat16 else []
-    for option in ("steps", "batch_size"):
-        if name == "unet" and getattr(args, option):
-            options += [f"--{option}", str(getattr(args, option))]
-    run(stage, options)
-    (args.work_dir / f"{name}_done.json").write_text(json.dumps({"stage": stage}) + "\n")
-
-
-def run(stage: str, options: list[str]):
+def run(stage: str, *options: str):
     script, *own = stage.split()
     subprocess.run([sys.executable, str(HERE / script), *own, *options], check=True)
+
+
+def train(stages: dict[str, str], args: argparse.Namespace):
+    """Run the stages that are not complete, each from where it was interrupted, and note that they are done."""
+    for name, stage in stages.items():
+        if name == "unet":
+            stage += f" --steps {args.steps}" if args.steps else ""
+            stage += f" --batch_size {args.batch_size}" if args.batch_size else ""
+        note = args.work_dir / f"{name}_done.json"
+        if note.exists() and json.loads(note.read_text())["stage"] == stage:
+            continue
+        options = ["--device", args.device] if args.device else []
+        options += ["--bfloat16"] if args.bfloat16 else []
+        run(stage, "--work_dir", str(args.work_dir), "--resume", *options)
+        note.write_text(json.dumps({"stage": stage}) + "\n")
 
 
 def main():
@@ -83,20 +81,14 @@ def main():
     args.work_dir.mkdir(parents=True, exist_ok=True)
     if args.keep:
         keep(args.work_dir)
-    stages = {name: stage for name, stage in TRAINED.items() if not (args.keep and name in KEPT)}
-    for name, stage in stages.items():
-        if not is_complete(args.work_dir, name, stage):
-            train(name, stage, args)
-    run("calibrate.py", ["--work_dir", str(args.work_dir)])
-    run("export.py", ["--work_dir", str(args.work_dir), "--output", str(args.export_to)])
-    run("check.py", ["--root", str(args.export_to)])
+    train({name: stage for name, stage in TRAINED.items() if not (args.keep and name in KEPT)}, args)
+    run("calibrate.py", "--work_dir", str(args.work_dir))
+    run("export.py", "--work_dir", str(args.work_dir), "--output", str(args.export_to))
+    run("check.py", "--root", str(args.export_to), "--output", str(args.work_dir / "check"))
     if args.xl:
-        for name, stage in TRAINED_XL.items():
-            if not is_complete(args.work_dir, name, stage):
-                train(name, stage, args)
-        run("calibrate.py --xl", ["--work_dir", str(args.work_dir)])
-        run("export.py --xl", ["--work_dir", str(args.work_dir), "--output", str(args.export_to)])
-        run("check.py --xl", [])
+        train(TRAINED_XL, args)
+        run("calibrate.py --xl", "--work_dir", str(args.work_dir))
+        run("export.py --xl", "--work_dir", str(args.work_dir), "--output", str(args.export_to))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@
 Stable Diffusion's factor of 8, with twice its channels, that hold confetti, rain and twigs. A quarter of the steps
 decode latents of half the size to pictures of half the size: it makes latents smooth, which a diffusion model learns
 faster (https://huggingface.co/papers/2502.09509).
+
+With `--decoder` the trained decoder goes on alone, on whole pictures. Latents stay what they are, so this may run
+before, after or without the training of the diffusion model.
 """
 
 import contextlib
@@ -82,13 +85,21 @@ def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
 
 
 def main():
-    args = arguments(__doc__, steps=4000, batch_size=16, learning_rate=2e-3).parse_args()
+    parser = arguments(__doc__, steps=4000, batch_size=16, learning_rate=2e-3)
+    parser.add_argument(
+        "--decoder", action="store_true", help="only train the decoder of the autoencoder that is there"
+    )
+    args = parser.parse_args()
     torch.manual_seed(args.seed)
     _, pictures = load_set("world", args.work_dir, SIZE)
     _, held_out = load_set("world_held_out", args.work_dir, SIZE)
-    folder, checkpoint = args.work_dir / "vae", args.work_dir / "vae.checkpoint"
+    name = "vae_decoder" if args.decoder else "vae"
+    folder, checkpoint = args.work_dir / "vae", args.work_dir / f"{name}.checkpoint"
 
-    vae = build_vae().to(args.device, memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained(folder) if args.decoder else build_vae()
+    vae.to(args.device, memory_format=torch.channels_last)
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(not args.decoder)
     average = copy.deepcopy(vae).eval().requires_grad_(False)
     optimizer = Muon(vae, lr=args.learning_rate)
     start = 0
@@ -104,22 +115,22 @@ def main():
         rows = np.concatenate(
             [part for k in (0, 8, 16) for part in (held_out[k : k + 8], to_pictures(decoded[k : k + 8]))]
         )
-        contact_sheet([Image.fromarray(row) for row in rows], 8, scale=1).save(args.work_dir / "vae.png")
+        contact_sheet([Image.fromarray(row) for row in rows], 8, scale=1).save(args.work_dir / f"{name}.png")
         values = {"step": step, "psnr": psnr(decoded, pixels), "scaling_factor": average.config.scaling_factor}
-        save_json(args.work_dir / "vae_log.json", values)
+        save_json(args.work_dir / f"{name}_log.json", values)
         print(values, flush=True)
 
     halves, clock = Halves(args.device, args.batch_size), Clock(args.save_minutes)
-    bar = progress(start, args.steps, "vae")
+    bar = progress(start, args.steps, name)
     for step in bar:
         generator = generator_of(args.seed, step)
         chosen = torch.randint(len(pictures), (args.batch_size,), generator=generator).numpy()
         pixels = to_pixels(pictures[chosen], args.device)
-        if step < CROP_SHARE * args.steps:
+        if step < CROP_SHARE * args.steps and not args.decoder:
             top, left = torch.randint(SIZE - CROP + 1, (2,), generator=generator).tolist()
             pixels = pixels[..., top : top + CROP, left : left + CROP].contiguous(memory_format=torch.channels_last)
         noise = torch.randn((len(pixels), CHANNELS, *(s // 8 for s in pixels.shape[2:])), generator=generator)
-        noise, halved = noise.to(args.device), step % HALVED == HALVED - 1
+        noise, halved = noise.to(args.device), step % HALVED == HALVED - 1 and not args.decoder
 
         def loss_of(part: slice, pixels=pixels, noise=noise, halved=halved) -> torch.Tensor:
             with autocast(args.device) if args.bfloat16 else contextlib.nullcontext():
