@@ -299,29 +299,24 @@ def run(monkeypatch, module, *options: str):
         torch.set_num_threads(threads)
 
 
-def test_latents_are_encoded_once_and_where_they_are_missing(small_world):
-    import numpy as np
-    from common import Halves, load_set
-    from diffusers import AutoencoderKL
-    from train_unet import load_latents
+def test_latents_are_encoded_when_they_are_first_asked_for(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
 
-    threads = torch.get_num_threads()
-    args = type("Arguments", (), {"work_dir": small_world, "device": "cpu"})
-    vae, (_, pictures) = AutoencoderKL.from_pretrained(small_world / "vae"), load_set("world", small_world, 128)
-    try:
-        pool = Halves("cpu", 2).pool
-    finally:
-        torch.set_num_threads(threads)
-    first = load_latents(args, vae, pictures, pool)
-    assert first.shape == (6, 8, 16, 16) and first.isfinite().all()
-    path = small_world / "world_latents.npy"
-    stored = np.load(path)
-    stored[0] = 1.0
-    np.save(path, stored)
-    assert (load_latents(args, vae, pictures, pool)[0] == 1).all(), "what is there stays"
-    stored[0, 0, 0, 0] = np.nan
-    np.save(path, stored)
-    assert torch.equal(load_latents(args, vae, pictures, pool), first)
+    import numpy as np
+    from train_unet import Latents
+    from train_vae import build_vae
+
+    torch.manual_seed(0)
+    vae, pictures = build_vae((8, 8, 8, 8)), np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), np.uint8)
+    with ThreadPoolExecutor(2) as pool:
+        latents = Latents(tmp_path / "latents.npy", vae, pictures, pool)
+        first = latents[[2, 0, 2, 4]]
+        assert first.shape == (4, 8, 16, 16) and first.isfinite().all()
+        assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
+        assert np.isnan(latents.stored[1]).all(), "nobody asked"
+        latents.encode = None
+        again = Latents(tmp_path / "latents.npy", None, None, pool)
+        assert torch.equal(again[[0, 2, 4]], first[[1, 0, 3]]), "kept"
 
 
 def test_the_stages_that_are_long_go_on_as_if_never_interrupted(small_world, monkeypatch):

@@ -10,6 +10,7 @@ the pooled state of the second, and the size and crop that a picture had. See `g
 
 import copy
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,6 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch.nn import functional as F
-from tqdm import tqdm
 from train_clip import rank_content
 from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from world import CUE_PHRASES, CUES, EMOTIONS, PLACES, SUBJECTS, Scene, caption, contact_sheet, content_prompt
@@ -283,22 +283,36 @@ def vary(picture: np.ndarray, rng: random.Random) -> tuple[np.ndarray, tuple[int
     return np.asarray(image), (SIZE, SIZE, top, left, SIZE, SIZE)
 
 
-def load_latents(args, vae: AutoencoderKL, pictures: np.ndarray, pool, name: str = "world_latents") -> torch.Tensor:
-    """Scaled latents of all pictures, (count, 8, 16, 16), encoded on first use; what is not yet is NaN in the file."""
-    path, shape = args.work_dir / f"{name}.npy", (len(pictures), CHANNELS, SIZE // 8, SIZE // 8)
-    if not path.exists():
-        save_array(path, np.full(shape, np.nan, np.float16))
-    latents = np.load(path, mmap_mode="r+")
+def varied(picture: np.ndarray, number: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Picture number `number` of the world as it is shown with other time ids."""
+    return vary(picture, random.Random(f"vary/{number}"))
 
-    def encode_part(start: int):
-        pixels = to_pixels(pictures[start : start + 32], args.device)
-        means = torch.no_grad()(vae.encode)(pixels).latent_dist.mean * vae.config.scaling_factor
-        latents[start : start + 32] = means.half().cpu().numpy()
 
-    missing = [start for start in range(0, len(pictures), 32) if np.isnan(latents[start : start + 32]).any()]
-    for _ in tqdm(pool.map(encode_part, missing), total=len(missing), desc="latents", mininterval=20):
-        pass
-    return torch.from_numpy(np.array(latents))
+class Latents:
+    """Scaled latents of pictures, each encoded when it is first asked for and kept in a file.
+
+    Behind those of the pictures follow those of the first `VARIED` pictures once more, as `vary` changes them.
+    Pictures are encoded one by one, so that a latent does not depend on what was asked for beside it.
+    """
+
+    def __init__(self, path: Path, vae: AutoencoderKL, pictures: np.ndarray, pool: ThreadPoolExecutor):
+        if not path.exists():
+            save_array(path, np.full((len(pictures) + VARIED, CHANNELS, SIZE // 8, SIZE // 8), np.nan, np.float16))
+        self.stored = np.load(path, mmap_mode="r+")
+        self.vae, self.pictures, self.pool = vae, pictures, pool
+
+    @torch.no_grad()
+    def encode(self, index: int):
+        number, count = index % len(self.pictures), len(self.pictures)
+        picture = self.pictures[number] if index < count else varied(self.pictures[number], number)[0]
+        pixels = to_pixels(picture[None], self.vae.device)
+        latents = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
+        self.stored[index] = latents[0].half().cpu().numpy()
+
+    def __getitem__(self, indices: list[int]) -> torch.Tensor:
+        missing = {index for index in indices if np.isnan(self.stored[index, 0, 0, 0])}
+        list(self.pool.map(self.encode, sorted(missing)))
+        return torch.from_numpy(self.stored[indices]).float()
 
 
 def contents() -> list[str]:
@@ -338,7 +352,7 @@ def main():
     tokenizer = CLIPTokenizer.from_pretrained(args.work_dir / "tokenizer")
     encoder = text_encoder_of(clip).to(args.device)
     conditions = Conditions(tokenizer, encoder, args.device, args.word_share)
-    latents_of = load_latents(args, vae, pictures, halves.pool)
+    latents_of = Latents(args.work_dir / "world_latents.npy", vae, pictures, halves.pool)
     scheduler = build_scheduler()
     alphas = scheduler.alphas_cumprod
     parts_of_pipeline = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "scheduler": scheduler}
@@ -354,12 +368,8 @@ def main():
         rng = random.Random(args.seed)
         captions = [caption(scene, rng) for scene in scenes[:2000]]
         grow(small, unet, sd_conditions.hidden(captions).flatten(0, 1), conditions.hidden(captions).flatten(0, 1))
-        varied = [vary(picture, random.Random(f"vary/{k}")) for k, picture in enumerate(pictures[:VARIED])]
-        varied_latents = load_latents(
-            args, vae, np.stack([picture for picture, _ in varied]), halves.pool, "world_latents_varied"
-        )
-        time_ids_of = torch.tensor([TIME_IDS] * len(scenes) + [time_ids for _, time_ids in varied])
-        latents_of, scenes = torch.cat([latents_of, varied_latents]), scenes + scenes[:VARIED]
+        time_ids = [varied(picture, number)[1] for number, picture in enumerate(pictures[:VARIED])]
+        time_ids_of, scenes = torch.tensor([TIME_IDS] * len(scenes) + time_ids), scenes + scenes[:VARIED]
     else:
         unet = build_unet(args.width, args.layers)
     unet.to(args.device, memory_format=torch.channels_last)
@@ -396,7 +406,7 @@ def main():
         chosen = torch.randint(len(scenes), (args.batch_size,), generator=generator)
         states, pooled = conditions([scenes[k] for k in chosen.tolist()], rng, generator)
         added = {"text_embeds": pooled, "time_ids": time_ids_of[chosen].to(args.device)} if args.xl else None
-        latents = latents_of[chosen].float()
+        latents = latents_of[chosen.tolist()]
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(len(alphas), (args.batch_size,), generator=generator)
         noisy = scheduler.add_noise(latents, noise, timesteps)
