@@ -143,63 +143,59 @@ def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return whole @ matrices
 
 
+def is_matrix(parameter: torch.Tensor) -> bool:
+    """Whether Muon is for it: weights of linear layers and convolutions that are not too narrow."""
+    return parameter.ndim > 1 and min(parameter.flatten(1).shape) > 8
+
+
 class Muon(torch.optim.Optimizer):
-    """Muon for the weights of linear layers and convolutions, AdamW for all else, at one learning rate.
+    """Muon for the weights of linear layers and convolutions, Adam for all else, at one learning rate.
 
     Muon's steps are scaled to the usual size of Adam's (https://huggingface.co/papers/2502.16982).
 
     Args:
         module: whose parameters are trained; those that need no gradient are left out.
         lr: the learning rate.
-        weight_decay: of the weights with two or more dimensions.
+        weight_decay: of the matrices.
         pool: threads that the matrices are spread over.
     """
 
+    momentum, betas, epsilon = 0.95, (0.9, 0.99), 1e-8
+
     def __init__(self, module: torch.nn.Module, lr: float, weight_decay: float = 0.01, pool=None):
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        matrices = [
-            parameter
-            for parameter in trained
-            if min(parameter.flatten(1).shape[:2] if parameter.ndim > 1 else (0,)) > 8
-        ]
-        chosen = set(map(id, matrices))
-        rest = [parameter for parameter in trained if id(parameter) not in chosen]
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        super().__init__(groups, {"lr": lr})
-        self.pool = pool
+        matrices = [parameter for parameter in trained if is_matrix(parameter)]
+        rest = [parameter for parameter in trained if not is_matrix(parameter)]
+        super().__init__([{"params": matrices, "weight_decay": weight_decay}, {"params": rest}], {"lr": lr})
+        self.map = pool.map if pool else map
+        for parameter in matrices:
+            self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
+        for parameter in rest:
+            zeros = {name: torch.zeros_like(parameter) for name in ("first", "second")}
+            self.state[parameter] = {**zeros, "step": torch.zeros(())}
 
-    def _turn(self, parameter: torch.Tensor, lr: float, weight_decay: float):
+    @torch.no_grad()
+    def _muon(self, parameter: torch.Tensor, lr: float, weight_decay: float):
         momentum = self.state[parameter]["momentum"]
-        momentum.lerp_(parameter.grad, 0.05)
-        update = orthogonal(parameter.grad.lerp(momentum, 0.95).flatten(1))
+        momentum.lerp_(parameter.grad, 1 - self.momentum)
+        update = orthogonal(parameter.grad.lerp(momentum, self.momentum).flatten(1))
         size = 0.2 * max(update.shape) ** 0.5
         parameter.mul_(1 - lr * weight_decay).add_(update.view_as(parameter), alpha=-lr * size)
 
     @torch.no_grad()
+    def _adam(self, parameter: torch.Tensor, lr: float):
+        state, grad = self.state[parameter], parameter.grad
+        state["step"] += 1
+        state["first"].lerp_(grad, 1 - self.betas[0])
+        state["second"].lerp_(grad.square(), 1 - self.betas[1])
+        first, second = (state[k] / (1 - beta ** state["step"]) for k, beta in zip(("first", "second"), self.betas))
+        parameter.sub_(lr * first / (second.sqrt() + self.epsilon))
+
     def step(self):
         matrices, rest = self.param_groups
-        for parameter in matrices["params"]:
-            if not self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        options = matrices["lr"], matrices["weight_decay"]
-        list(
-            (self.pool.map if self.pool else map)(
-                lambda p: torch.no_grad()(self._turn)(p, *options), matrices["params"]
-            )
-        )
+        list(self.map(lambda p: self._muon(p, matrices["lr"], matrices["weight_decay"]), matrices["params"]))
         for parameter in rest["params"]:
-            state = self.state[parameter]
-            if not state:
-                state |= {
-                    "first": torch.zeros_like(parameter),
-                    "second": torch.zeros_like(parameter),
-                    "step": torch.zeros(()),
-                }
-            state["step"] += 1
-            state["first"].lerp_(parameter.grad, 0.1)
-            state["second"].lerp_(parameter.grad.square(), 0.01)
-            first, second = state["first"] / (1 - 0.9 ** state["step"]), state["second"] / (1 - 0.99 ** state["step"])
-            parameter.sub_(rest["lr"] * first / (second.sqrt() + 1e-8))
+            self._adam(parameter, rest["lr"])
 
 
 def held_learning_rate(step: int, steps: int, peak: float, warmup: int = 200, fall: float = 0.2) -> float:
