@@ -5,8 +5,8 @@ Stable Diffusion's factor of 8, with twice its channels, that hold confetti, rai
 decode latents of half the size to pictures of half the size: it makes latents smooth, which a diffusion model learns
 faster (https://huggingface.co/papers/2502.09509).
 
-With `--decoder` the trained decoder goes on alone, on whole pictures. Latents stay what they are, so this may run
-before, after or without the training of the diffusion model.
+It learns from crops. With `--decoder` the decoder then goes on alone, on whole pictures. Latents stay what they are,
+so this may run before or after the training of the diffusion model.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ from world import contact_sheet
 
 
 KL_WEIGHT = 1e-6
-CROP, CROP_SHARE = 64, 0.93  # the first steps see crops: without attention the network can, at a quarter of the cost
+CROP = 64  # pixels of a crop: without attention the network can learn from a quarter of a picture, at that cost
 HALVED = 4  # one step in so many decodes latents of half the size
 SHOWN = 96  # held-out pictures that a look at the result takes
 
@@ -126,7 +126,7 @@ def main():
         generator = generator_of(args.seed, step)
         chosen = torch.randint(len(pictures), (args.batch_size,), generator=generator).numpy()
         pixels = to_pixels(pictures[chosen], args.device)
-        if step < CROP_SHARE * args.steps and not args.decoder:
+        if not args.decoder:
             top, left = torch.randint(SIZE - CROP + 1, (2,), generator=generator).tolist()
             pixels = pixels[..., top : top + CROP, left : left + CROP].contiguous(memory_format=torch.channels_last)
         noise = torch.randn((len(pixels), CHANNELS, *(s // 8 for s in pixels.shape[2:])), generator=generator)
