@@ -32,6 +32,7 @@ from muse_examples.pipelines import DTYPES, checkpoint_gradients
 from PIL import Image
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
+    DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
     unset_fake_temporarily,
@@ -113,8 +114,8 @@ class Allocations(TorchDispatchMode):
     Counts the bytes of the storages that live while it is active, by owner.
 
     Over fake tensors whatever depends on none of them (timesteps, schedules, token ids) is computed for real. Where
-    code asks for a number that only data could tell, it gets 0.5, and to a question what is right of 0.5, or else yes:
-    all is finite, no loop ends early.
+    code asks for a number that only data could tell, it gets 0.5, and to a question what is right of 0.5, or else yes;
+    a search finds nothing: all is finite, no two labels are alike, no loop ends early.
 
     Attributes:
         live (`Counter[str]`): Bytes by owner, now.
@@ -190,6 +191,10 @@ class Allocations(TorchDispatchMode):
             if func is not torch.ops.aten._local_scalar_dense.default:
                 raise
             return NUMBER if tensors[0].is_floating_point() else self._answers.get(tensors[0].untyped_storage(), 1)
+        except DynamicOutputShapeException:
+            if func is not torch.ops.aten.nonzero.default:
+                raise
+            output = args[0].new_empty((0, args[0].ndim), dtype=torch.long)
         if func in COMPARISONS and output.ndim == 0:
             self._answers[output.untyped_storage()] = COMPARISONS[func](NUMBER, args[1])
         for leaf in tree_leaves(output):

@@ -12,6 +12,9 @@ accuracy and recall.
 
 Pictures are prepared as the classifier's image processor does. SimEmo, which guides, has them squeezed to a square, so
 that all of a picture counts; with --center_crop they are cut to the middle, as many classifiers were trained.
+
+With --degraded eight mildly blurred, shifted, recoloured and noisy copies of each picture are classified as well, the
+same in every run: accuracy and recall on these tell an emotion that is there from one that only this classifier sees.
 """
 
 import argparse
@@ -31,9 +34,10 @@ from typing import Any
 import torch
 from accelerate.utils import tqdm
 from muse_examples import REPOSITORY
-from muse_examples.classifiers import label_probabilities, picture_pixels
+from muse_examples.classifiers import label_probabilities, load_classifier, picture_pixels
 from muse_examples.contact_sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
-from muse_examples.files import read_text, write_whole
+from muse_examples.degradations import COPIES
+from muse_examples.files import write_whole
 from muse_examples.metrics import ecc_emc
 from muse_examples.options import (
     add_device_options,
@@ -42,11 +46,11 @@ from muse_examples.options import (
     output_folder,
     positive_int,
 )
-from muse_examples.pipelines import DTYPES
+from muse_examples.runs import read_metadata
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from pipeline_muse import MIKELS_WHEEL, PIXEL_SETTINGS, PixelSpec, check_classifier, to_rgb
+from pipeline_muse import MIKELS_WHEEL, PixelSpec, to_rgb
 
 
 UNKNOWN_SUFFIXES = frozenset((".heic", ".heif", ".jxl", ".raw", ".cr2", ".nef", ".arw", ".dng"))  # of other programs
@@ -67,12 +71,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--classifier",
         default=str(REPOSITORY / "emotion_classifier"),
-        help="any image classifier of transformers, a Hub id or a path. Default: the bundled one, which knows "
-        "Storybook's pictures only.",
+        help="any image classifier of transformers, a Hub id or a path, or a judge of Storybook's: emo_b, emo_c. "
+        "Default: the bundled one, which knows Storybook's pictures only.",
     )
     parser.add_argument("--revision", default="main", help="revision of the classifier on the Hub")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that the classifier brings")
     parser.add_argument("--center_crop", action="store_true", help="cut pictures to the middle instead of squeezing")
+    parser.add_argument("--degraded", action="store_true", help=f"also score {COPIES} degraded copies of each picture")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="pictures at a time")
     parser.add_argument("--columns", type=positive_int, default=8, help="pictures of each emotion on the sheet")
     parser.add_argument(
@@ -105,19 +110,6 @@ def find_pictures(args: argparse.Namespace, suffixes: Collection[str] = SUFFIXES
     )
 
 
-def load_classifier(args: argparse.Namespace) -> tuple[PreTrainedModel, PixelSpec]:
-    """The classifier on its device, and what it wants to see: by its config or else by its image processor."""
-    source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
-    classifier = AutoModelForImageClassification.from_pretrained(args.classifier, dtype=DTYPES[args.dtype], **source)
-    if all(hasattr(classifier.config, name) for name in PIXEL_SETTINGS):
-        spec = PixelSpec.from_classifier(classifier)
-    else:
-        spec = PixelSpec.from_processor(AutoImageProcessor.from_pretrained(args.classifier, **source))
-        spec.write_to(classifier)
-    check_classifier(classifier)
-    return classifier.to(args.device).eval(), spec
-
-
 def fingerprint(classifier: PreTrainedModel) -> str:
     """Tells classifiers apart by their weights, whatever they are called."""
     digest = hashlib.sha256()
@@ -129,12 +121,7 @@ def fingerprint(classifier: PreTrainedModel) -> str:
 
 def read_intentions(path: Path) -> dict[str, Any]:
     """The emotion of each file in a `metadata.jsonl` of `generate.py` or `edit.py`; empty where there is none."""
-    text = read_text(path) if path.is_file() else ""
-    try:
-        entries = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # the last may be torn
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not JSON, line by line: {error}") from error
-    return {entry["file"]: entry.get("emotion") for entry in entries if "file" in entry}
+    return {file: entry.get("emotion") for file, entry in read_metadata(path).items()}
 
 
 def words(text: str) -> str:
@@ -178,6 +165,7 @@ def claim_output(args: argparse.Namespace, classifier: PreTrainedModel, spec: Pi
         "labels": label_names(classifier),
         "pixels": asdict(spec),
         "center_crop": args.center_crop,
+        "degraded": args.degraded,
         "dtype": args.dtype,
     }
     path = args.output_dir / "settings.json"
@@ -223,22 +211,32 @@ def start_row(path: Path, folder: Path) -> Row:
 
 
 def score_batch(rows: Sequence[Row], classifier: PreTrainedModel, spec: PixelSpec, args: argparse.Namespace) -> None:
-    """Adds to each row what its picture evokes, or the error that kept it from being seen."""
+    """
+    Adds to each row what its picture evokes, and its degraded copies if they are asked for, or the error that kept it
+    from being seen.
+    """
     pixels, seen = [], []
     for row in rows:
         try:
             with Image.open(args.folder / row["file"]) as image:
-                pixels.append(picture_pixels(image, spec, args.center_crop))
+                looks = [picture_pixels(image, spec, args.center_crop)]
+                if args.degraded:
+                    looks.append(picture_pixels(image, spec, args.center_crop, COPIES))
+            pixels.append(torch.cat(looks))
             seen.append(row)
         except Exception as error:  # decoders raise nearly anything for a broken file
             row["error"] = f"{type(error).__name__}: {error}"
     answers = label_probabilities(classifier, torch.cat(pixels)) if pixels else []
-    for row, probabilities in zip(seen, answers):
-        if not all(math.isfinite(value) for value in probabilities.values()):
+    each = 1 + COPIES * args.degraded
+    for start, row in zip(range(0, len(answers), each), seen):
+        own = answers[start : start + each]
+        if not all(math.isfinite(value) for answer in own for value in answer.values()):
             row["error"] = f"the classifier's answer is not finite in {args.dtype}"
             continue
-        emotion = max(probabilities, key=probabilities.__getitem__)
-        row |= {"emotion": emotion, "probability": probabilities[emotion], "probabilities": probabilities}
+        emotion, *copies = (max(answer, key=answer.__getitem__) for answer in own)
+        row |= {"emotion": emotion, "probability": own[0][emotion], "probabilities": own[0]}
+        if args.degraded:
+            row["degraded"] = copies
 
 
 def score_folder(args: argparse.Namespace, classifier: PreTrainedModel, spec: PixelSpec) -> list[Row]:
@@ -289,12 +287,17 @@ def add_intentions(rows: Sequence[Row], labels: Sequence[str], folder: Path) -> 
 
 
 def write_tables(rows: Sequence[Row], labels: Sequence[str], folder: Path) -> None:
-    """Writes `scores.csv`, and `scores.jsonl` anew: in the order of names, without what is outdated."""
-    lines: list[list[Any]] = [["file", "emotion", "probability", "intended", *labels, "error"]]
+    """
+    Writes `scores.csv`, and `scores.jsonl` anew: in the order of names, without what is outdated. "kept" is the share
+    of the degraded copies that evoke what their picture does.
+    """
+    kept = ["kept"] if any("degraded" in row for row in rows) else []
+    lines: list[list[Any]] = [["file", "emotion", "probability", "intended", *labels, *kept, "error"]]
     for row in rows:
         probabilities = row.get("probabilities", {})
         lines.append(
             [*(row.get(name) for name in lines[0][:4]), *(probabilities.get(label) for label in labels)]
+            + [share_of_copies(row, row.get("emotion")) for _ in kept]
             + [row.get("error")]
         )
     table = io.StringIO(newline="")
@@ -303,9 +306,20 @@ def write_tables(rows: Sequence[Row], labels: Sequence[str], folder: Path) -> No
     write_whole(folder / "scores.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def share_of_copies(row: Row, emotion: str | None) -> float | None:
+    """Of a picture's degraded copies, the share that evoke an emotion; `None` where there are no copies."""
+    return mean([copy == emotion for copy in row.get("degraded", [])])
+
+
 def mean(values: Sequence[float]) -> float | None:
     """The mean, `None` of nothing."""
     return sum(values) / len(values) if values else None
+
+
+def mean_share_of_copies(rows: Sequence[Row]) -> float | None:
+    """Of the degraded copies of pictures, the share that evoke what was intended; `None` where there are none."""
+    shares = [share_of_copies(row, row["intended"]) for row in rows]
+    return mean([share for share in shares if share is not None])
 
 
 def summarize(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
@@ -321,7 +335,8 @@ def summarize(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
         of the answers; of how many pictures the intention is known ("intended"), and the share of these that evoke it
         ("accuracy"); and "emotions", label by label: "pictures" and "mean_confidence" of those that evoke it,
         "intended" and "recall" of those that should. Shares of nothing are `None`. On Mikels' wheel also "ecc" and
-        "emc": how near to what was intended the answers, and the mistakes alone, are ([`ecc_emc`]).
+        "emc": how near to what was intended the answers, and the mistakes alone, are ([`ecc_emc`]). Where there are
+        degraded copies also their "accuracy_degraded", and label by label "recall_degraded".
     """
     scored = [row for row in rows if "error" not in row]
     pairs = [(row["intended"], row["emotion"]) for row in scored if row["intended"] is not None]
@@ -338,7 +353,7 @@ def summarize(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
             "intended": len(meant),
             "recall": mean(meant),
         }
-    return {
+    summary = {
         "pictures": len(scored),
         "unreadable": len(rows) - len(scored),
         "mean_confidence": mean([row["probability"] for row in scored]),
@@ -348,19 +363,29 @@ def summarize(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
         "emc": None if all(hits) else emc,
         "emotions": emotions,
     }
+    if any("degraded" in row for row in scored):
+        known = [row for row in scored if row["intended"] is not None]
+        summary["accuracy_degraded"] = mean_share_of_copies(known)
+        for label, values in emotions.items():
+            values["recall_degraded"] = mean_share_of_copies([row for row in known if row["intended"] == label])
+    return summary
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
     """The summary as a table for the eye."""
 
     def line(name: str, values: Mapping[str, Any], share: str) -> str:
-        shares = ["–" if values[key] is None else f"{values[key]:.1%}" for key in ("mean_confidence", share)]
-        return f"{name:<{width}}{values['pictures']:>10}{shares[0]:>12}{values['intended']:>10}{shares[1]:>9}"
+        keys = ("mean_confidence", share, *([f"{share}_degraded"] if copied else []))
+        first, *others = ("–" if values[key] is None else f"{values[key]:.1%}" for key in keys)
+        counted = f"{name:<{width}}{values['pictures']:>10}{first:>12}{values['intended']:>10}"
+        return counted + "".join(f"{text:>{room}}" for text, room in zip(others, (9, 10)))
 
+    copied = "accuracy_degraded" in summary
     width = max(map(len, (*summary["emotions"], "emotion"))) + 2
     return "\n".join(
         [
-            f"{'emotion':<{width}}{'pictures':>10}{'confidence':>12}{'intended':>10}{'recall':>9}",
+            f"{'emotion':<{width}}{'pictures':>10}{'confidence':>12}{'intended':>10}{'recall':>9}"
+            + f"{'degraded':>10}" * copied,
             *(line(label, values, "recall") for label, values in summary["emotions"].items()),
             line("all", summary, "accuracy"),
             *([f"{summary['unreadable']} more could not be scored"] if summary["unreadable"] else []),

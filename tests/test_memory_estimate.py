@@ -104,7 +104,7 @@ def test_the_script_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
         return tiny_models.muse_pipeline(preview_vae=decoder).to(dtype)
 
     output = tmp_path / "memory.json"
-    options = ["preview_vae"]
+    options = ["preview_vae", "zero-shot CLIP"]
     arguments = ["--architecture", "sd15", "--size", "64", "--output", str(output), "--options", *options]
     monkeypatch.setattr(memory_estimate, "build_pipeline", tiny)
     monkeypatch.setattr("sys.argv", ["memory_estimate.py", *arguments])
@@ -112,6 +112,8 @@ def test_the_script_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     report = json.loads(output.read_text())
     assert report["note"] == memory_estimate.NOTE and list(report["options"]) == options
     assert "preview_vae" in report["options"]["preview_vae"]["weights_gib"]
+    zero_shot = report["options"]["zero-shot CLIP"]
+    assert "emotion_classifier" not in zero_shot["weights_gib"] and zero_shot["peak_stage"] == "inner loop"
     assert output.with_suffix(".png").stat().st_size > 1000
     assert memory_estimate.NOTE in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ without being installed.
 - `pipelines`: loading a base as a MUSE pipeline
 - `runs`: many pictures, on several processes, resumed after a kill
 - `classifiers`: what a classifier sees in a picture, and the folder that makes one load anywhere
+- `degradations`: mildly worse copies of pictures, on which an emotion should stand
 - `metrics`: how good, how well calibrated and how gravely wrong a classifier is
 - `training_data`, `training_state`, `training_report`: of the classifier's training
 - `emotion_library`: tokens of each emotion to start from

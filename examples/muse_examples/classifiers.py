@@ -14,11 +14,15 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPImageProcessor, PreTrainedModel
 
+from muse_examples.degradations import degraded
 from muse_examples.options import output_folder
-from muse_examples.pipelines import DTYPES
-from pipeline_muse import PixelSpec, to_rgb
+from muse_examples.pipelines import DTYPES, judges
+from pipeline_muse import PIXEL_SETTINGS, PixelSpec, check_classifier, to_rgb
+
+
+MOST_DEGRADED = (512, 512)  # px of pictures that are degraded; more would take time and change nothing
 
 
 # --------------------------------------------------------------------------------------
@@ -26,7 +30,9 @@ from pipeline_muse import PixelSpec, to_rgb
 # --------------------------------------------------------------------------------------
 
 
-def picture_pixels(image: Image.Image, spec: PixelSpec, center_crop: bool = False) -> torch.Tensor:
+def picture_pixels(
+    image: Image.Image, spec: PixelSpec, center_crop: bool = False, copies: int | None = None
+) -> torch.Tensor:
     """
     A picture as a classifier sees it: the pipeline's own preprocessing of previews.
 
@@ -35,9 +41,10 @@ def picture_pixels(image: Image.Image, spec: PixelSpec, center_crop: bool = Fals
         spec ([`PixelSpec`]): What the classifier wants to see.
         center_crop (`bool`, defaults to `False`): Whether a picture of another aspect ratio is cut to the middle, as
             CLIP's image processor does, and not squeezed.
+        copies (`int`, *optional*): How many mildly degraded copies to see ([`degraded`]) instead of the picture.
 
     Returns:
-        `torch.Tensor` of shape `(1, 3, *spec.size)`, float32.
+        `torch.Tensor` of shape `(copies or 1, 3, *spec.size)`, float32.
     """
     image = to_rgb(image)
     if center_crop:
@@ -45,8 +52,40 @@ def picture_pixels(image: Image.Image, spec: PixelSpec, center_crop: bool = Fals
         height, width = (max(1, round(scale * side)) for side in spec.size)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width)
-    return spec.prepare(pixels / 127.5 - 1)
+    if copies is not None:
+        image = image.copy()
+        image.thumbnail(MOST_DEGRADED)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1  # (1, 3, height, width)
+    return spec.prepare(pixels if copies is None else degraded(pixels, copies)[:, 0])
+
+
+def load_classifier(args: argparse.Namespace) -> tuple[PreTrainedModel, PixelSpec]:
+    """
+    Loads the classifier that `args.classifier` names.
+
+    Args:
+        args (`argparse.Namespace`): "classifier", a path, the name of one of the [`judges`], or a Hub id; "revision",
+            "trust_remote_code", "dtype" and "device".
+
+    Returns:
+        `tuple[PreTrainedModel, PixelSpec]`: The classifier on its device in eval mode, and what it wants to see: by
+        its config or else by its image processor.
+    """
+    judge = None if Path(args.classifier).exists() else judges().get(args.classifier)
+    source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    if judge is not None:
+        classifier = read_model(judge).to(DTYPES[args.dtype])
+    else:
+        classifier = AutoModelForImageClassification.from_pretrained(
+            args.classifier, dtype=DTYPES[args.dtype], **source
+        )
+    if all(hasattr(classifier.config, name) for name in PIXEL_SETTINGS):
+        spec = PixelSpec.from_classifier(classifier)
+    else:
+        spec = PixelSpec.from_processor(AutoImageProcessor.from_pretrained(args.classifier, **source))
+        spec.write_to(classifier)
+    check_classifier(classifier)
+    return classifier.to(args.device).eval(), spec
 
 
 @torch.no_grad()

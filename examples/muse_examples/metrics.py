@@ -16,6 +16,25 @@ BINS = 15  # of confidence, for the calibration error
 TEMPERATURES = (0.1, 10.0)  # without bounds, a validation set without errors would ask for endless confidence
 
 
+def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """
+    Wilson's interval of a share, which stays within 0 and 1 for few trials and for shares near either.
+
+    Args:
+        hits, total (`int`): How many of how many.
+        z (`float`, defaults to 1.96): The quantile of the normal distribution; by default that of a 95 % interval.
+
+    Returns:
+        `tuple[float, float]`: Its ends; all there is, (0, 1), where nothing was tried.
+    """
+    if not total:
+        return 0.0, 1.0
+    share, spread = hits / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def confusion_matrix(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Counts of shape (classes, classes): rows are the truth, columns the answers."""
     classes = logits.shape[-1]

@@ -31,13 +31,26 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def registered() -> list[dict[str, Any]]:
+    """The settings of all examples that bring checkpoints; see [`settings_of`]."""
+    paths = sorted((REPOSITORY / "examples").glob("*/settings.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def judges() -> dict[str, Path]:
+    """The classifiers that examples bring and that never guide, by name."""
+    found = [settings.get("judges", {}) for settings in registered()]
+    return {name: REPOSITORY / path for named in found for name, path in named.items()}
+
+
 def settings_of(base: str) -> dict[str, Any]:
     """
     What suits a checkpoint that an example brings.
 
     An example's folder registers its checkpoints in a `settings.json`: "checkpoints" are their `model_index.json`, by
     which they are known wherever they lie, "call" the arguments of the pipeline that suit them, "judge" a classifier
-    that never guides, and "preview_vae" the config of a small decoder. Paths are relative to the repository.
+    that never guides, "judges" all of these by name, and "preview_vae" the config of a small decoder. Paths are
+    relative to the repository.
 
     Args:
         base (`str`): A path or a Hub id.
@@ -47,8 +60,7 @@ def settings_of(base: str) -> dict[str, Any]:
     """
     index = Path(base) / "model_index.json"
     if index.is_file():
-        for path in sorted((REPOSITORY / "examples").glob("*/settings.json")):
-            settings = json.loads(path.read_text(encoding="utf-8"))
+        for settings in registered():
             if any(index.read_bytes() == (REPOSITORY / known).read_bytes() for known in settings["checkpoints"]):
                 return settings
     return {}
@@ -86,7 +98,12 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
 
     Returns:
         `DiffusionPipeline`: A `MusePipeline`, ready to be called with an `emotion`.
+
+    Raises:
+        ValueError: If layers are to be offloaded from a CPU to itself, which fails upstream.
     """
+    if vars(args).get("sequential_cpu_offload") and torch.device(args.device).type == "cpu":
+        raise ValueError("--sequential_cpu_offload moves layers to an accelerator and back, but --device is cpu")
     dtype = DTYPES[args.dtype]  # `torch_dtype` below, as diffusers 0.38 does not know `dtype`
     models = {}
     if args.preview_vae:

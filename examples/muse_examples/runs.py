@@ -230,6 +230,16 @@ def read_record(path: Path) -> Record | None:
         return None
 
 
+def read_metadata(path: Path) -> dict[str, Record]:
+    """The records in a `metadata.jsonl`, by file; empty where there is none. A last line may be torn."""
+    text = read_text(path) if path.is_file() else ""
+    try:
+        entries = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not JSON, line by line: {error}") from error
+    return {entry["file"]: entry for entry in entries if "file" in entry}
+
+
 def read_records(jobs: Sequence[Job], folder: Path) -> list[Record | None]:
     """The records of the pictures that are there, in the order of the jobs; `None` for those that are to be made."""
     return [read_record(folder / job.file_name) for job in jobs]

@@ -3,9 +3,11 @@
 
 Generation: prompts of the world, each with the 8 emotions. Editing: held-out drawings without an
 emotion, edited towards each. Emo-A is the classifier that guides, so the honest accuracies are those of the judges
-Emo-B (another architecture) and Emo-C (trained on another drawing style), which never guide. CLIP and the Frechet
-distance (FID) use a CLIP of their own, which no pipeline sees. Writes a Markdown table, JSON and a plot; a setting
-that was measured before is not measured again.
+Emo-B (another architecture) and Emo-C (trained on another drawing style), which never guide. "Degraded" are their
+answers to eight mildly blurred, shifted, recoloured and noisy copies of each image: what is lost there beyond what
+drawings lose, which are the first row, only the judge had seen. CLIP and the Frechet distance (FID) use a
+CLIP of their own, which no pipeline sees. Writes a Markdown table, JSON and a plot; a setting that was measured before
+is not measured again.
 
     python examples/storybook/evaluate.py
     python examples/storybook/evaluate.py --xl    # fewer rows, for the SDXL-shaped checkpoint and MuseXLPipeline
@@ -28,13 +30,15 @@ import torch
 import torch.nn.functional as F
 from assemble_xl import FOLDER as XL
 from assemble_xl import assemble
+from common import frechet_distance
 from judges import load_judge
 from modeling_simemo import SimEmoForImageClassification
+from muse_examples.degradations import COPIES, MOST, degraded
 from muse_examples.measuring import processor
 from muse_examples.pipelines import settings_of
 from repository import ROOT
 from tqdm import tqdm
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedModel
 from world import CUES, EMOTIONS, PLACES, SUBJECTS, contact_sheet, content_prompt, render, sample_scene
 
 from pipeline_muse import MusePipeline, PixelSpec, frozen, predict_x0, signal_level
@@ -47,6 +51,7 @@ NO_PULL = {"inherent_weight": 0.0, "similar_weight": 0.0}
 
 CALL: dict[str, Any] = settings_of(str(ROOT))["call"]  # all else is the preset "full"
 TUNED_ON = 2  # prompts that served to choose the settings, so they are not measured on
+PIXELS = json.loads((ROOT / "vae" / "config.json").read_text())["sample_size"]  # of a side of a picture
 PROCESS: dict[str, Any] = {}  # the pipeline and the judges of a worker process
 
 
@@ -55,7 +60,7 @@ class Setting:
     """A row of the table: a way to make images, and its arguments."""
 
     name: str
-    kind: str = "muse"  # "muse", "stock", "word", "cue", "universal", "edit" or "edit_from_source"
+    kind: str = "muse"  # "muse", "drawing", "stock", "word", "cue", "universal", "edit" or "edit_from_source"
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
@@ -131,6 +136,8 @@ def universal_guidance(pipe: MusePipeline, prompts: list[str], emotions: list[st
 
 def make_images(pipe: MusePipeline, setting: Setting, items: list[dict], call: dict) -> tuple[list, list[dict]]:
     """Images of one batch of items, and what the trace told about each."""
+    if setting.kind == "drawing":
+        return [item["drawing"] for item in items], [{} for _ in items]
     prompts, emotions = [item["prompt"] for item in items], [item["emotion"] for item in items]
     call = {**call, "generator": [torch.Generator().manual_seed(item["seed"]) for item in items]}
     if setting.kind == "universal":
@@ -167,12 +174,23 @@ def items_of_generation(number_of_prompts: int) -> list[dict]:
     return items
 
 
+def items_of_drawings(number_of_each: int) -> list[dict]:
+    """Held-out drawings of each emotion, for what the judges make of an emotion that is there."""
+    items = []
+    for index in range(number_of_each * len(EMOTIONS)):
+        emotion = EMOTIONS[index % len(EMOTIONS)]
+        scene = sample_scene(random.Random(f"evaluate/drawing/{index}"), emotion=emotion)
+        drawing = {"prompt": content_prompt(scene.place, scene.subject), "drawing": render(scene)}
+        items.append({**drawing, "emotion": emotion})
+    return items
+
+
 def items_of_editing(number_of_sources: int) -> list[dict]:
     """Held-out drawings without an emotion, each with its caption and every emotion."""
     items = []
     for index in range(number_of_sources):
         scene = sample_scene(random.Random(f"evaluate/edit/{index}"), emotion=None)
-        content = {"prompt": content_prompt(scene.place, scene.subject), "source": render(scene)}
+        content = {"prompt": content_prompt(scene.place, scene.subject), "source": render(scene, PIXELS)}
         items += [{**content, "emotion": emotion, "seed": 2000 + index} for emotion in EMOTIONS]
     return items
 
@@ -214,14 +232,20 @@ class Judges:
         return F.normalize(self.clip.text_projection(pooled), dim=-1)
 
     @torch.no_grad()
+    def answers(self, model: PreTrainedModel, pixels: torch.Tensor) -> list[str]:
+        """The labels that a classifier gives to pixels in [-1, 1]."""
+        logits = torch.cat([model(pixel_values=self.spec.prepare(part)).logits for part in pixels.split(256)])
+        return [model.config.id2label[int(index)] for index in logits.argmax(dim=-1)]
+
+    @torch.no_grad()
     def judge(self, images: list, items: list[dict]) -> dict[str, float]:
         """The columns of the table, in per cent where they are shares."""
         row, pixels = {}, to_pixels(images)
+        intended = [item["emotion"] for item in items]
+        copies = degraded(pixels).flatten(0, 1)
         for name, model in self.classifiers.items():
-            logits = model(pixel_values=self.spec.prepare(pixels)).logits
-            labels = [model.config.id2label[int(index)] for index in logits.argmax(dim=-1)]
-            hits = [label == item["emotion"] for label, item in zip(labels, items)]
-            row[name] = 100 * float(np.mean(hits))
+            row[name] = 100 * float(np.mean(np.equal(self.answers(model, pixels), intended)))
+            row[f"{name} degraded"] = 100 * float(np.mean(np.equal(self.answers(model, copies), intended * COPIES)))
         embeds = self.image_embeds(images)
         row["CLIP"] = 100 * float((embeds * self.text_embeds([item["prompt"] for item in items])).sum(-1).mean())
         if "source" in items[0]:
@@ -230,14 +254,6 @@ class Judges:
         else:
             row["FID"] = 100 * frechet_distance(embeds, self.reference)
         return row
-
-
-def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The Frechet distance between Gaussians fitted to two sets of features, shape `(n, D)`."""
-    a, b = a.double(), b.double()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
-    roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt()
-    return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * roots.sum())
 
 
 # --------------------------------------------------------------------------------------
@@ -330,6 +346,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure MUSE on Storybook.")
     parser.add_argument("--prompts", type=int, default=8, help="prompts, each with all 8 emotions (62 at most)")
     parser.add_argument("--sources", type=int, default=4, help="drawings to edit, each towards all 8 emotions")
+    parser.add_argument("--drawings_of_each", type=int, default=38, help="drawings of each emotion to compare with")
     parser.add_argument("--steps", type=int, default=CALL["num_inference_steps"], help="denoising steps")
     parser.add_argument("--guidance_scale", type=float, help="the pipeline's own by default: 7.5, of XL 5.0")
     parser.add_argument("--xl", action="store_true", help="measure the SDXL-shaped checkpoint")
@@ -353,19 +370,25 @@ def main() -> None:
     between = [] if args.xl else [round(0.85 * eta, 1), round(1.1 * eta, 1)]
     values = sorted([0.0, eta, float("inf"), *between])
     thresholds = {value: MUSE if value == eta else f"MUSE, η = {value:g}" for value in values}
+    drawings = [Setting("drawings of the emotion, held out", "drawing")]
     settings = {
+        "drawings": (drawings, items_of_drawings(args.drawings_of_each)),
         "generation": (generation_settings(thresholds, args.xl), items_of_generation(args.prompts)),
         "editing": (editing_settings(args.xl), items_of_editing(args.sources)),
     }
     muse = dict((MuseXLPipeline if args.xl else MusePipeline).presets["full"])
     results = args.results_dir / ("evaluation_xl" if args.xl else "evaluation")
-    names = ("prompts", "sources", "steps", "guidance_scale", "batch_size", "dtype", "workers")
-    protocol = {name: getattr(args, name) for name in names} | {"muse": muse, "semantic_threshold": eta}
+    names = ("prompts", "sources", "drawings_of_each", "steps", "guidance_scale", "batch_size", "dtype", "workers")
+    protocol = {name: getattr(args, name) for name in names} | {
+        "muse": muse,
+        "semantic_threshold": eta,
+        "degradations": {"copies": COPIES, **MOST},
+    }
     args.results_dir.mkdir(parents=True, exist_ok=True)
     record_path = results.with_suffix(".json")
     record = json.loads(record_path.read_text()) if record_path.exists() and not args.again else {}
     if record.get("protocol") != protocol:
-        record = {"protocol": protocol, "generation": {}, "editing": {}}
+        record = {"protocol": protocol, **{task: {} for task in settings}}
     record["hardware"] = f"{os.cpu_count()} cores of an {processor()}, torch {torch.__version__}"
 
     waiting = [(task, row) for task, (rows, _) in settings.items() for row in rows if row.name not in record[task]]
@@ -381,14 +404,15 @@ def main() -> None:
             record_path.write_text(json.dumps(record, indent=1) + "\n")
 
     rows = {task: {row.name: record[task][row.name] for row in chosen} for task, (chosen, _) in settings.items()}
-    columns = ["Emo-A", "Emo-B", "Emo-C", "CLIP"]
+    columns = ["Emo-A", "Emo-B", "Emo-C", "Emo-B degraded", "Emo-C degraded", "CLIP"]
     text = (
         f"Measured by `examples/storybook/evaluate.py{' --xl' if args.xl else ''}` on {record['hardware']}:"
         f" {args.prompts} prompts x 8 emotions,"
         f" {args.steps} DDIM steps, guidance {args.guidance_scale:g}, {args.dtype}, one seed per prompt."
         f" Chance is 12.5. η is {eta:g} unless named. Seconds are per image, in batches of {args.batch_size},"
-        f" {args.workers} settings at a time on as many processes.\n\n"
-        + markdown(rows["generation"], [*columns, "FID", "open", "gate", "inner steps", "seconds"])
+        f" {args.workers} settings at a time on as many processes. Degraded is the mean over {COPIES} mildly degraded"
+        " copies of each image.\n\n"
+        + markdown(rows["drawings"] | rows["generation"], [*columns, "FID", "open", "gate", "inner steps", "seconds"])
         + f"\n\nEditing {args.sources} held-out drawings towards 8 emotions each:\n\n"
         + markdown(rows["editing"], [*columns, "CLIP image", "open", "gate", "inner steps", "seconds"])
         + "\n"

@@ -23,6 +23,8 @@ from safetensors.torch import save_file
 from train_unet import build_scheduler, text_encoder_of
 from transformers import CLIPModel, CLIPTextModelWithProjection, ResNetForImageClassification
 
+from pipeline_muse import PixelSpec
+
 
 DIFFUSERS_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 TRANSFORMERS_FILES = ("config.json", "model.safetensors")
@@ -138,7 +140,10 @@ def main():
         ("clip", "clip_b", CLIPModel),
     ):
         if (work / folder).exists():
-            export_judge(kind.from_pretrained(work / folder), name, args.judges)
+            judge = kind.from_pretrained(work / folder)
+            if name == "emo_b":  # a ResNet's config has no place for them
+                PixelSpec.from_clip(clip).write_to(judge)
+            export_judge(judge, name, args.judges)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ NAMES = ("emo_b", "emo_c", "clip")
 
 
 def load_judge(name: str, folder: Path = FOLDER) -> PreTrainedModel:
-    """Load a judge in eval mode; its pixels are those of the guide.
+    """Load a judge in eval mode; the config of an emotion classifier says what pixels it wants.
 
     Raises:
         ValueError: If there is no judge of that name.
