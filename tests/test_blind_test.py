@@ -11,7 +11,7 @@ import score_emotions
 import tiny_models
 import torch
 from blind_test import Picture, figures, mean_ranks, order_of, read_guesses, results, whole_word
-from muse_examples.classifiers import load_classifier, picture_pixels
+from muse_examples.classifiers import picture_pixels
 from muse_examples.degradations import COPIES, degraded
 from muse_examples.metrics import wilson_interval
 from muse_examples.pipelines import judges
@@ -272,5 +272,5 @@ def test_the_judges_of_storybook_go_by_name(tmp_path, capsys):
         assert summary["accuracy_degraded"] == pytest.approx(sum(shares) / len(shares))
         assert "degraded" in capsys.readouterr().out.splitlines()[0]
         assert (output / "scores.csv").read_text().splitlines()[0].endswith("sadness,kept,error")
-    args = score_emotions.parse_args([str(tmp_path), "--classifier", "emo_b", "--device", "cpu"])
-    assert load_classifier(args)[1] == PixelSpec.from_classifier(load_classifier(args)[0])
+        wanted = json.loads((output / "settings.json").read_text())["pixels"]
+        assert wanted == json.loads((tmp_path / "emo_b" / "settings.json").read_text())["pixels"], "all see the same"

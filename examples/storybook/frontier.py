@@ -233,8 +233,9 @@ def report(record: dict[str, Any], names: list[str], part: str = "rows") -> str:
         if name in record["seconds"] and part != "xl":
             row["seconds"] = record["seconds"][name]
             row["x stock"] = row["seconds"] / record["seconds"][STOCK]
-    columns = ["Emo-A", "Emo-B", "Emo-C", "CLIP", "open", "looks of the gate", "evaluations", "inner steps"]
-    return markdown(table, [*columns, "seconds", "x stock"])
+    judged = ["Emo-A", "Emo-B", "Emo-C", "Emo-B degraded", "Emo-C degraded", "CLIP"]
+    spent = ["open", "looks of the gate", "evaluations", "inner steps", "seconds", "x stock"]
+    return markdown(table, [*judged, *spent])
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
