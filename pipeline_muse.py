@@ -757,7 +757,7 @@ def chunks(values: list, size: int | None) -> list[list]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-_freeze_lock = threading.Lock()
+_lock = threading.Lock()  # pipelines of several threads may share modules, whose flags and hooks are no one's own
 _frozen: dict[torch.nn.Module, list] = {}  # by module: how many calls freeze it, and the flags that it had before
 
 
@@ -767,7 +767,7 @@ def frozen(*modules: torch.nn.Module) -> Iterator[None]:
     Modules in eval mode whose weights need no gradient. Every flag returns to what it was, whatever happens, once the
     last call that freezes a module is done: pipelines of several threads may share it.
     """
-    with _freeze_lock:
+    with _lock:
         for module in modules:
             if module not in _frozen:
                 weights = [(name, weight.requires_grad) for name, weight in module.named_parameters()]
@@ -777,7 +777,7 @@ def frozen(*modules: torch.nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        with _freeze_lock:
+        with _lock:
             for module in reversed(modules):  # they may share parts
                 _frozen[module][0] -= 1
                 if _frozen[module][0] == 0:
@@ -1745,13 +1745,15 @@ class MuseMixin(Parent):
             guide.index += 1
             return answer
 
-        hooks = [self.unet.register_forward_pre_hook(before, with_kwargs=True)]
-        hooks.append(self.unet.register_forward_hook(after, with_kwargs=True))
+        with _lock:  # torch numbers hooks without one, and one of the same number takes another's place
+            hooks = [self.unet.register_forward_pre_hook(before, with_kwargs=True)]
+            hooks.append(self.unet.register_forward_hook(after, with_kwargs=True))
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            with _lock:
+                for hook in hooks:
+                    hook.remove()
 
     def _with_callback(
         self, stock: SimpleNamespace, guide: Guide | None = None, region: SourceRegion | None = None

@@ -444,8 +444,11 @@ def test_the_gradient_is_that_of_finite_differences(monkeypatch, way):
 
 
 def test_threads_that_share_modules_make_what_each_makes_alone(odd):
-    """Two pipelines around the same networks, each with a scheduler of its own, which counts its steps."""
-    components = odd.components | {"scheduler": type(odd.scheduler).from_config(odd.scheduler.config)}
+    """Two pipelines around the same networks, each with a scheduler and a tokenizer of its own, which have a state."""
+    own = {"scheduler": type(odd.scheduler).from_config(odd.scheduler.config), "tokenizer": tiny_models.tokenizer()}
+    components = (
+        odd.components | own
+    )  # a fast tokenizer keeps its padding from call to call, so threads can't share one
     pipes = [odd, quiet(type(odd)(**components, requires_safety_checker=False))]
     calls = [
         {"prompt": "a cat", "emotion": "awe"},
