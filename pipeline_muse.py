@@ -550,7 +550,12 @@ def to_rgb(image: PIL.Image.Image | np.ndarray, name: str = "image", background:
         image = PIL.Image.fromarray(pixels if kind == "uint8" else to_8_bits(pixels, name, is_float or kind == "bool"))
     if 0 in image.size:
         raise ValueError(f"`{name}` has no pixels.")
-    image = PIL.ImageOps.exif_transpose(image)
+    try:
+        image = PIL.ImageOps.exif_transpose(image)
+    except (ValueError, OSError) as error:  # closed, or torn
+        raise ValueError(
+            f"`{name}` cannot be read: {error}. Open it again with `diffusers.utils.load_image`."
+        ) from error
     if image.mode.startswith("I") or image.mode == "F":
         image = PIL.Image.fromarray(to_8_bits(np.asarray(image), name, image.mode == "F"))
     if image.has_transparency_data:
@@ -569,8 +574,17 @@ def to_8_bits(pixels: np.ndarray, name: str, may_be_unit: bool) -> np.ndarray:
 
 
 def to_mask(image: PIL.Image.Image | np.ndarray, name: str = "mask_image") -> PIL.Image.Image:
-    """A mask as 8-bit grey: what is transparent is black, and 1 is white where nothing is beyond it."""
+    """
+    A mask as 8-bit grey: transparent is black. Of values up to 1, 1 is white; of black strokes on transparency, the
+    strokes are; and of a palette's indices 0 and 1, whatever their colours, 1 is.
+    """
     mask = to_rgb(image, name, background="black").convert("L")
+    if isinstance(image, PIL.Image.Image) and mask.getextrema()[1] < 255:
+        if image.has_transparency_data:
+            alpha = image.convert("RGBA").getchannel("A")
+            mask = alpha if mask.getextrema()[1] == 0 else mask
+        elif image.mode == "P" and image.getextrema()[1] == 1:
+            mask = PIL.Image.fromarray(np.asarray(image))
     return mask.point(lambda value: 255 * value) if mask.getextrema()[1] == 1 else mask
 
 

@@ -591,3 +591,23 @@ def test_the_papers_numbers_are_the_defaults():
     paper |= {"inherent_weight": 0.0005, "similar_weight": 0.0015, "semantic_threshold": 18.0}
     neutral = {"emotion_strength": 1.0, "latest_start": 1.0, "max_inner_batch": None, "preview_scale": 1.0}
     assert {part.name: part.default for part in fields(GuidanceSettings)} == paper | neutral
+
+
+def test_masks_are_what_was_drawn_whatever_their_colours():
+    strokes = np.array([[0, 255]], dtype=np.uint8)
+    black, alpha = PIL.Image.new("L", (2, 1)), PIL.Image.fromarray(strokes)
+    segments = PIL.Image.fromarray(strokes // 255).convert("P")
+    segments.putpalette([0, 0, 0, 128, 0, 0])  # as segmenters colour their classes
+    inverted = PIL.Image.fromarray(strokes // 255).convert("P")
+    inverted.putpalette([255, 255, 255, 0, 0, 0])
+    masks = {"strokes": PIL.Image.merge("LA", [black, alpha]), "segments": segments, "inverted": inverted}
+    seen = {name: np.asarray(to_mask(mask)).tolist() for name, mask in masks.items()}
+    assert seen == {"strokes": [[0, 255]], "segments": [[0, 255]], "inverted": [[255, 0]]}
+
+
+def test_a_closed_picture_is_named(tmp_path):
+    PIL.Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
+    picture = PIL.Image.open(tmp_path / "picture.png")
+    picture.close()
+    with pytest.raises(ValueError, match="`image` cannot be read.*load_image"):
+        to_rgb(picture)
