@@ -1,4 +1,5 @@
 # make demo     one scene in eight emotions, an edited picture, and a plot of the inner loop, under outputs/
+# make app      a page in the browser to make and edit pictures; APP_ARGS are its options
 # make test     the test suite
 # make lint     what .ci/run checks besides: ruff and mypy
 # make style    format and sort imports
@@ -15,12 +16,13 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INSTALL_ARGS ?= torch==2.13.0
 DEMO_ARGS ?=
+APP_ARGS ?=
 PYTEST_ARGS ?= -n auto
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint quality style fix-copies figures install
+.PHONY: demo app test lint quality style fix-copies figures install
 
 install: $(STAMP)
 
@@ -32,6 +34,9 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python examples/quickstart.py $(DEMO_ARGS)
+
+app: $(STAMP)
+	$(BIN)/python examples/app.py $(APP_ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

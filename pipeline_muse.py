@@ -2065,9 +2065,9 @@ class MusePipeline(MuseMixin, StableDiffusionPipeline):
     presets = read_only(
         {
             "paper": {"emotion_tokens": "random"},
-            # Larger steps, and none where the emotion is already there
+            # From the emotion's word, by larger steps, and none where the emotion is already there
             "full": {
-                "emotion_tokens": "random",
+                "emotion_tokens": "emotion",
                 "max_inner_steps": 5,
                 "emotion_learning_rate": 0.05,
                 "loss_threshold": 0.03,

@@ -2051,9 +2051,9 @@ class MuseXLMixin(MuseMixin):
     presets = read_only(
         {
             "paper": {"emotion_tokens": "random"},
-            # Larger steps, and none where the emotion is already there
+            # From the emotion's word, by larger steps, and none where the emotion is already there
             "full": {
-                "emotion_tokens": "random",
+                "emotion_tokens": "emotion",
                 "max_inner_steps": 5,
                 "emotion_learning_rate": 0.15,
                 "loss_threshold": 0.03,

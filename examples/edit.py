@@ -9,14 +9,17 @@ python examples/edit.py --base path/or/id --image photos/*.jpg --prompt "a stree
 
 As with generate.py, `accelerate launch` shares the work among processes, and the same command goes on after a kill.
 Pictures may be added to a command or left out of it. One that cannot be read is named at the end; the rest is made.
+Instead of a --prompt, a --caption_model can say what the pictures show; it is printed, and --prompt corrects it.
 """
 
 import argparse
 from collections import Counter
 from collections.abc import Sequence
 
+from muse_examples.captions import CAPTION_HELP, caption_pictures
 from muse_examples.options import check_size, many_pictures_parser, one_line_errors, picture_file, share
-from muse_examples.runs import Job, run_script
+from muse_examples.runs import Job, run_script, unreadable
+from PIL import Image
 
 
 PER_PICTURE = ("image", "prompt", "mask", "negative_prompt")
@@ -29,9 +32,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--prompt",
         nargs="+",
-        required=True,
         help="what the pictures show: one text for all of them, or one for each",
     )
+    parser.add_argument("--caption_model", help=f"where there is no --prompt: {CAPTION_HELP}")
     parser.add_argument(
         "--mask",
         nargs="+",
@@ -49,6 +52,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(arguments)
     check_size(parser, args)
+    if not (args.prompt or args.caption_model):
+        parser.error("say what the pictures show with --prompt, or name a --caption_model that does")
+    args.prompt = args.prompt or [None]
     for name in PER_PICTURE[1:]:
         values = getattr(args, name)
         if len(values) not in (1, len(args.image)):
@@ -68,10 +74,23 @@ def plan(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
+def caption(args: argparse.Namespace) -> None:
+    """Has the caption model say what the pictures show, where nobody did; those that cannot be read stay without."""
+    if args.prompt[0] is None:
+        problems = unreadable(plan(args))
+        known = [path for path in dict.fromkeys(args.image) if path not in problems]
+        captions = caption_pictures(args.caption_model, map(Image.open, known), args.device)
+        told = dict(zip(known, captions))
+        args.prompt = [told.get(path) for path in args.image]
+        for path, words in told.items():
+            print(f"{path} shows “{words}”", flush=True)
+
+
 @one_line_errors
 def main() -> None:
     args = parse_args()
-    run_script(args, plan(args), PER_PICTURE)
+    caption(args)
+    run_script(args, plan(args), (*PER_PICTURE, "caption_model"))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ reserves beyond that, and the CUDA context.
 
 import argparse
 import json
+import operator
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from muse_examples.pipelines import DTYPES, checkpoint_gradients
 from PIL import Image
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
+    DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
     unset_fake_temporarily,
@@ -40,6 +42,8 @@ from torch.utils._pytree import tree_leaves
 
 
 NOTE = "computed with fake tensors; not measured on a GPU"
+NUMBER = 0.5  # what every number is that only data could tell
+COMPARISONS = {torch.ops.aten.lt.Scalar: operator.lt, torch.ops.aten.gt.Scalar: operator.gt}
 BLOCK = 512  # bytes, the unit of PyTorch's allocator for CUDA
 GOALS_GIB = {"sd15": 8.0, "sdxl": 16.0}  # at the native size
 
@@ -110,7 +114,8 @@ class Allocations(TorchDispatchMode):
     Counts the bytes of the storages that live while it is active, by owner.
 
     Over fake tensors whatever depends on none of them (timesteps, schedules, token ids) is computed for real. Where
-    code asks for a number that only data could tell, it gets 0.5, or 1 for yes: all is finite, no loop ends early.
+    code asks for a number that only data could tell, it gets 0.5, and to a question what is right of 0.5, or else yes;
+    a search finds nothing: all is finite, no two labels are alike, no loop ends early.
 
     Attributes:
         live (`Counter[str]`): Bytes by owner, now.
@@ -127,6 +132,7 @@ class Allocations(TorchDispatchMode):
         self.owner = "rest"
         self.timeline: list[tuple[str, Counter[str]]] = []
         self.stride, self.operations = stride, 0
+        self._answers: weakref.WeakKeyDictionary[torch.UntypedStorage, bool] = weakref.WeakKeyDictionary()
         self._owners: weakref.WeakKeyDictionary[torch.UntypedStorage, list] = weakref.WeakKeyDictionary()
 
     @contextmanager
@@ -184,7 +190,13 @@ class Allocations(TorchDispatchMode):
         except DataDependentOutputException:
             if func is not torch.ops.aten._local_scalar_dense.default:
                 raise
-            return 0.5 if tensors[0].is_floating_point() else 1
+            return NUMBER if tensors[0].is_floating_point() else self._answers.get(tensors[0].untyped_storage(), 1)
+        except DynamicOutputShapeException:
+            if func is not torch.ops.aten.nonzero.default:
+                raise
+            output = args[0].new_empty((0, args[0].ndim), dtype=torch.long)
+        if func in COMPARISONS and output.ndim == 0:
+            self._answers[output.untyped_storage()] = COMPARISONS[func](NUMBER, args[1])
         for leaf in tree_leaves(output):
             if isinstance(leaf, torch.Tensor) and leaf.untyped_storage() not in self._owners:
                 self.add(leaf)

@@ -83,7 +83,7 @@ def run_fresh(script: str, *arguments: str | Path, folder: Path, **environment: 
     server = _servers[key]
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
-    code = int(server.stdout.readline())
+    code = int(server.stdout.readline() or 255)  # nothing, if the server itself has ended
     outputs = ((folder / name).read_text(errors="replace") for name in ("stdout", "stderr"))
     return subprocess.CompletedProcess([script, *request["arguments"]], code, *outputs)
 

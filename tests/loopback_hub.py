@@ -74,8 +74,9 @@ class LoopbackHub:
         self._server.server_close()
 
     def clear(self) -> None:
-        """Forgets all repositories."""
+        """Forgets all repositories and tags."""
         self._repositories.clear()
+        self._tags.clear()
 
     def push(self, repo_id: str, files: Files, kind: str = "models") -> str:
         """Makes `files` all that a repository has on `main`, and returns the commit."""

@@ -45,7 +45,6 @@ def test_works_are_timed_in_turn_and_the_first_round_does_not_count(bench):
     assert len(benchmark.interleaved({"a": int}, bench, repeats=2, warm_up=False)["a"]) == 2
 
 
-@tiny_models.only_stable_diffusion
 def test_what_prepares_a_work_is_not_timed(bench):
     works = {"a": partial(time.sleep, 0.1)}
     seconds = benchmark.interleaved(works, bench, warm_up=False, prepare=lambda name: time.sleep(0.4))
@@ -71,7 +70,6 @@ def clock(monkeypatch):
     return seconds
 
 
-@tiny_models.only_stable_diffusion
 def test_an_iteration_is_the_difference_of_two_calls_and_is_compared_with_its_parts(bench, clock):
     bench.steps, bench.iterations = 2, 3
     clock.update({"unet": 1.0, "decoder": 2.0, "classifier": 2.0, "short": 10.0, "long": 46.0})
@@ -81,7 +79,6 @@ def test_an_iteration_is_the_difference_of_two_calls_and_is_compared_with_its_pa
     assert [row[f"{part}, %"] for part in ("unet", "decoder", "classifier")] == [20, 40, 40]
 
 
-@tiny_models.only_stable_diffusion
 def test_ours_is_compared_with_the_others(bench, clock):
     clock.update({"parent": 2.0, "ours": 3.0})
     assert benchmark.tax(bench)["emotion=None"]()["ours / parent"]["median"] == 1.5
@@ -94,7 +91,6 @@ def test_ours_is_compared_with_the_others(bench, clock):
     assert benchmark.throughput(bench)["batch of 2"]()["guided, images/min"]["median"] == 20
 
 
-@tiny_models.only_stable_diffusion
 def test_a_backward_pass_costs_what_it_adds(bench, clock):
     kinds = ("unet, 1 rows", "preview, 1", "classifier")
     clock.update(dict.fromkeys(("text", "gate", "output", "unet, 2 rows", *kinds), 1.0))
@@ -107,6 +103,7 @@ def test_a_backward_pass_costs_what_it_adds(bench, clock):
 # ---- what is measured
 
 
+@tiny_models.every_family
 def test_the_parent_is_the_stock_pipeline_around_the_same_modules(bench):
     for module in (bench.pipe.unet, bench.pipe.vae):
         module.to(torch.bfloat16)
@@ -119,6 +116,7 @@ def test_the_parent_is_the_stock_pipeline_around_the_same_modules(bench):
     assert torch.equal(*images)
 
 
+@tiny_models.every_family
 def test_parts_are_given_what_a_call_gives_them(bench, count_calls):
     counter = count_calls(bench.pipe.unet, bench.pipe.emotion_classifier)
     bench.guided(num_inference_steps=1, max_inner_steps=0)
@@ -144,6 +142,7 @@ def test_parts_go_forth_and_back_through_frozen_networks(bench):
     assert all(weight.requires_grad for weight in bench.pipe.unet.parameters())
 
 
+@tiny_models.every_family
 def test_the_plain_iteration_is_ours(bench):
     bench.pipe.scheduler.set_timesteps(1)
     step = benchmark.first_step(bench)
@@ -175,14 +174,12 @@ def test_the_plain_iteration_has_both_branches_and_all_weights_in_the_graph(benc
     assert all(weight.requires_grad and weight.grad is None for weight in pipe.vae.parameters())
 
 
-@tiny_models.only_stable_diffusion
 def test_a_loop_that_ends_early_is_not_measured(bench):
     with pytest.raises(RuntimeError, match="ended early"):
         bench.guided(max_inner_steps=2, loss_threshold=float("inf"))
     bench.guided(max_inner_steps=2)
 
 
-@tiny_models.only_stable_diffusion
 @pytest.mark.parametrize("section", ["tax", "limit", "plain", "peak", "throughput"])
 def test_a_section_is_a_table_of_measurements(bench, section):
     measurements = benchmark.SECTIONS[section](bench)
@@ -193,7 +190,6 @@ def test_a_section_is_a_table_of_measurements(bench, section):
     json.dumps(rows)
 
 
-@tiny_models.only_stable_diffusion
 def test_options_reach_the_calls_whose_memory_is_measured(bench, monkeypatch):
     seen = []
     monkeypatch.setattr(
@@ -214,7 +210,6 @@ def test_options_reach_the_calls_whose_memory_is_measured(bench, monkeypatch):
     assert calls["batch of 2, max_inner_batch=1"][1]["max_inner_batch"] == 1
 
 
-@tiny_models.only_stable_diffusion
 def test_what_a_call_keeps_is_found(bench, monkeypatch):
     row = benchmark.leak(bench)["full VAE"]()
     assert row["growth, bytes"] == 0 and row["after 1 call, bytes"] > 0
@@ -226,7 +221,6 @@ def test_what_a_call_keeps_is_found(bench, monkeypatch):
 # ---- whole calls
 
 
-@tiny_models.only_stable_diffusion
 def test_the_parts_that_a_call_needs_are_counted(bench):
     arguments = {"num_inference_steps": 3, "max_inner_steps": 2, "preview_scale": 0.5}
     with benchmark.counted(bench.pipe) as counts:
@@ -255,7 +249,6 @@ def test_the_cost_of_a_call_is_the_sum_of_its_parts():
         benchmark.call_cost({"a": 1, "d": 1}, parts)
 
 
-@tiny_models.only_stable_diffusion
 def test_every_part_that_a_call_needs_is_timed(bench):
     with benchmark.counted(bench.pipe) as counts:
         bench.guided(max_inner_steps=1, preview_scale=0.5)
@@ -266,7 +259,6 @@ def test_every_part_that_a_call_needs_is_timed(bench):
     assert benchmark.call_cost(counts, parts) > benchmark.call_cost({"unet, 2 rows": 1}, parts) > 0
 
 
-@tiny_models.only_stable_diffusion
 def test_a_whole_call_is_measured_beside_what_its_parts_foretell(bench):
     bench.whole_steps = 5
     sections = benchmark.calls(bench)
@@ -295,7 +287,6 @@ def test_fits_recover_known_laws():
     assert benchmark.fit_line([1, 2, 3, 4], [1.0, 3.0, 2.0, 4.0])["R2"] == pytest.approx(0.64)
 
 
-@tiny_models.only_stable_diffusion
 def test_laws_are_fitted_and_drawn(bench, tmp_path):
     measurements = benchmark.laws(bench)
     rows = {name: measurements[name]() for name in ("seconds against inner steps", "seconds against pixels")}
@@ -309,7 +300,6 @@ def test_laws_are_fitted_and_drawn(bench, tmp_path):
 # ---- compilers
 
 
-@tiny_models.only_stable_diffusion
 def test_a_change_is_made_for_half_of_the_works_and_taken_back(bench, monkeypatch):
     weight, timed, interleaved = bench.pipe.unet.conv_in.weight, {}, benchmark.interleaved
 
@@ -331,7 +321,6 @@ def test_a_change_is_made_for_half_of_the_works_and_taken_back(bench, monkeypatc
     assert row["iteration, ratio"]["median"] > 0 and weight.is_contiguous()
 
 
-@tiny_models.only_stable_diffusion
 def test_a_compiler_that_fails_is_a_result(bench, monkeypatch):
     class Broken(torch.nn.Module):
         def forward(self, *arguments, **keywords):

@@ -151,6 +151,7 @@ def test_eight_emotions_are_the_default():
 def test_the_classifier_goes_to_the_hub(clip_folder, tmp_path, monkeypatch):
     with LoopbackHub() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", "hf_loopback")
         arguments = ["--clip", str(clip_folder), "--labels", "cozy", "eerie", "--templates", "{}", "--push_to_hub"]
         zero_shot.main([*arguments, "--output_dir", str(tmp_path / "mine"), "--hub_model_id", "me/zero-shot"])

@@ -277,7 +277,7 @@ def test_prompts_that_read_alike_are_refused(pipe):
 @pytest.mark.parametrize("has_classifier", [True, False])
 def test_prompts_of_ones_own_make_labels_of_ones_own(has_classifier):
     pipe = tiny_models.muse_pipeline(**({} if has_classifier else {"emotion_classifier": None}))
-    settings = {"emotion_learning_rate": 0.1, "max_inner_steps": 4, "emotion_prompts": OWN}
+    settings = {"emotion_learning_rate": 0.1, "num_inference_steps": 1, "emotion_prompts": OWN}
     trace = guide(pipe, emotion=["eerie", {"cozy": 1, "dull": 3}], prompt=["a cat"] * 2, **settings).trace
     assert trace[0].labels == ["cozy", "eerie", "dull"]
     assert all(one.loss[0][0] > one.loss[0][-1] for one in trace)

@@ -321,6 +321,12 @@ def test_a_checkpoint_of_muse_keeps_its_own_models(tmp_path):
     assert pipe.unet.is_gradient_checkpointing and known_labels(parsed) in (None, pipe.emotion_labels)
 
 
+def test_layers_are_not_offloaded_from_a_cpu_to_itself():
+    arguments = ["--prompt", "a cat", "--base", "no/such", "--device", "cpu", "--sequential_cpu_offload"]
+    with pytest.raises(ValueError, match="--sequential_cpu_offload .* --device is cpu"):
+        load_pipeline(generate.parse_args(arguments))
+
+
 def test_a_classifier_of_ones_own_guides(plain_base, tmp_path):
     own = tiny_models.emotion_classifier(id2label={0: "cozy", 1: "eerie"})
     own.save_pretrained(tmp_path / "own")

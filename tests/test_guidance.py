@@ -225,7 +225,7 @@ def expected_loss(trace, probabilities: list[float], target: dict[str, float], s
     ],
 )
 def test_the_loss_is_the_papers(pipe, emotion, similar_emotions, similar):
-    weights = {"inherent_weight": WEIGHTS[0], "similar_weight": WEIGHTS[1]}
+    weights = {"inherent_weight": WEIGHTS[0], "similar_weight": WEIGHTS[1], "num_inference_steps": 1}
     (trace,) = guide(pipe, emotion=emotion, similar_emotions=similar_emotions, **weights).trace
     target = {emotion: 1.0} if isinstance(emotion, str) else emotion
     target = {label: weight / sum(target.values()) for label, weight in target.items() if weight}
@@ -237,9 +237,9 @@ def test_the_loss_is_the_papers(pipe, emotion, similar_emotions, similar):
 
 
 def test_the_inherent_term_is_dropped_where_it_is_the_target(pipe):
-    inherent = guide(pipe).trace[0].inherent_emotion
+    inherent = guide(pipe, num_inference_steps=1).trace[0].inherent_emotion
     with_term, without, other = (
-        guide(pipe, emotion=emotion, inherent_weight=weight).trace[0].loss
+        guide(pipe, emotion=emotion, inherent_weight=weight, num_inference_steps=1).trace[0].loss
         for emotion, weight in ((inherent, 0.3), (inherent, 0.0), ("awe", 0.3))
     )
     assert inherent != "awe" and other != with_term
@@ -250,8 +250,9 @@ def test_labels_off_the_wheel_have_no_similar_emotions(family):
     labels = {index: f"mood {index}" for index in range(8)}
     classifier = tiny_models.emotion_classifier(id2label=labels)
     pipe = tiny_models.muse_pipeline(family, emotion_classifier=classifier)
+    short = {"num_inference_steps": 1}
     traces = [
-        guide(pipe, emotion="mood 3", similar_weight=weight, similar_emotions=similar).trace[0].loss
+        guide(pipe, emotion="mood 3", similar_weight=weight, similar_emotions=similar, **short).trace[0].loss
         for weight, similar in ((0.2, None), (0.2, "both"), (0.0, None), (0.2, ["mood 1"]))
     ]
     assert traces[0] == traces[1] == traces[2] != traces[3]
@@ -497,7 +498,7 @@ EMOTIONS = ["awe", None, {"fear": 2, "sadness": 1}]
         {"eta": 1.0},
         {"semantic_threshold": "some"},
         {"loss_threshold": "some"},
-        {"update_interval": 2, "max_inner_steps": 1},
+        {"update_interval": 2, "max_inner_steps": 1, "num_inference_steps": 3},
     ],
     ids=lambda settings: " ".join(settings) or "defaults",
 )
@@ -508,7 +509,8 @@ def test_a_batch_is_its_single_calls(pipe, settings):
         chosen = {name: [values[b] for b in samples] for name, values in (("prompt", PROMPTS), ("emotion", EMOTIONS))}
         if "negative_prompt" in settings:
             settings = settings | {"negative_prompt": ["snow"] * len(samples)}
-        return guide(pipe, **chosen, generator=[generator(10 + b) for b in samples], **settings)
+        seeds = [generator(10 + b) for b in samples]
+        return guide(pipe, **{"num_inference_steps": 2, **chosen, **settings}, generator=seeds)
 
     everyone = range(len(PROMPTS))
     if settings.get("semantic_threshold"):

@@ -110,7 +110,7 @@ def run(hub, tmp_path):
     """Runs a script after `PREAMBLE` in a fresh process, in the folder `tmp_path`."""
 
     def run_script(script: str, **environment: str) -> None:
-        address = {"HF_ENDPOINT": hub.endpoint, "NO_PROXY": "127.0.0.1"}
+        address = {"HF_ENDPOINT": hub.endpoint, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
         arguments = (tiny_models.REPOSITORY, hub.endpoint, *hub.revisions)
         process = run_fresh(PREAMBLE + script, *arguments, folder=tmp_path, **{**address, **environment})
         check(process)

@@ -33,8 +33,12 @@ def fake_and_real(family, prepare=lambda pipe: pipe, **call):
     pipe, real = prepare(tiny_models.muse_pipeline(family)), record(prepare(tiny_models.muse_pipeline(family)), **call)
     with memory_estimate.faked(pipe):
         fake = record(pipe, **call)
-    assert fake.peak == real.peak and fake.peak_stage == real.peak_stage == memory_estimate.INNER_LOOP
-    assert fake.stages == real.stages and min(fake.stages.values()) > weights(pipe)
+    assert fake.peak_stage == real.peak_stage == memory_estimate.INNER_LOOP
+    assert fake.stages.keys() == real.stages.keys() and min(fake.stages.values()) > weights(pipe)
+    tables = 0.02 * MIB  # of a scheduler, which die when Python collects garbage
+    differences = [fake.stages[stage] - size for stage, size in real.stages.items()]
+    assert max(map(abs, differences)) < tables
+    assert {**fake.peak, "rest": 0} == {**real.peak, "rest": 0} and abs(fake.peak["rest"] - real.peak["rest"]) < tables
     return pipe, fake
 
 
@@ -53,7 +57,6 @@ def test_fake_tensors_allocate_what_real_ones_do_where_xl_checkpoints_and_decode
     assert fake.peak["weights"] > weights(pipe) + weights(pipe, "vae") / 2
 
 
-@tiny_models.only_stable_diffusion
 def test_a_call_gives_back_all_but_its_result(pipe):
     allocations = record(pipe)
     assert allocations.live["weights"] == weights(pipe)
@@ -79,7 +82,6 @@ def test_storages_count_once_in_blocks_of_the_allocator_until_they_die():
     assert allocations.stages["later"] == 1024 and allocations.live.total() == 0
 
 
-@tiny_models.only_stable_diffusion
 def test_offloaded_weights_count_while_they_are_on_the_device(pipe):
     allocations = record(pipe, offload=True)  # CLIP never comes: the gate's threshold is 0
     assert allocations.peak["weights"] == weights(pipe, "unet", "vae", "emotion_classifier")
@@ -102,7 +104,7 @@ def test_the_script_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
         return tiny_models.muse_pipeline(preview_vae=decoder).to(dtype)
 
     output = tmp_path / "memory.json"
-    options = ["preview_vae"]
+    options = ["preview_vae", "zero-shot CLIP"]
     arguments = ["--architecture", "sd15", "--size", "64", "--output", str(output), "--options", *options]
     monkeypatch.setattr(memory_estimate, "build_pipeline", tiny)
     monkeypatch.setattr("sys.argv", ["memory_estimate.py", *arguments])
@@ -110,6 +112,8 @@ def test_the_script_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     report = json.loads(output.read_text())
     assert report["note"] == memory_estimate.NOTE and list(report["options"]) == options
     assert "preview_vae" in report["options"]["preview_vae"]["weights_gib"]
+    zero_shot = report["options"]["zero-shot CLIP"]
+    assert "emotion_classifier" not in zero_shot["weights_gib"] and zero_shot["peak_stage"] == "inner loop"
     assert output.with_suffix(".png").stat().st_size > 1000
     assert memory_estimate.NOTE in capsys.readouterr().out
 

@@ -66,7 +66,7 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_the_block_makes_what_the_pipeline_makes(components, pipe, name):
     """But for the last bits: upstream's loop asks the network for prompts and null prompts apart."""
-    arguments = {"emotion": "awe", "max_inner_steps": 2, "semantic_threshold": 0, **CALLS[name]}
+    arguments = {"emotion": "awe", "preset": "full", "max_inner_steps": 2, "semantic_threshold": 0, **CALLS[name]}
     state = call(modular_pipeline(components, MuseXLLoopDenoiser(), guidance_rescale=0.3), **arguments)
     expected = guide(pipe, **arguments, height=32, width=32, guidance_rescale=0.3)
     torch.testing.assert_close(state.latents, expected.images, atol=2e-3, rtol=1e-3)

@@ -183,7 +183,7 @@ def test_the_xl_network_starts_as_the_one_that_it_grows_from():
     small = build_unet(16, 1, cross_attention_dim=8)
     large = build_unet(16, 1, cross_attention_dim=20, **added)
     grow(small, large, states, wide_states)
-    noisy = torch.randn(2, 4, 16, 16)
+    noisy = torch.randn(2, small.config.in_channels, 16, 16)
     conditions = {"text_embeds": torch.randn(2, 5), "time_ids": torch.tensor([[64, 64, 0, 0, 64, 64]] * 2)}
     with torch.no_grad():
         expected = small(noisy, 500, states[:6].view(2, 3, 8)).sample
@@ -195,18 +195,19 @@ def test_the_xl_network_starts_as_the_one_that_it_grows_from():
 def test_time_ids_tell_what_was_done_to_a_picture(seed):
     """On a ramp every pixel says where it came from."""
     import numpy as np
+    from common import SIZE
     from train_unet import vary
 
-    ramp = np.linspace(0, 255, 64)
+    ramp = np.linspace(0, 255, SIZE)
     picture = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 0.0), axis=-1).round().astype(np.uint8)
     varied, (height, width, top, left, *target) = vary(picture, random.Random(seed))
-    assert varied.shape == picture.shape and target == [64, 64] and height == width
-    if height < 64:
+    assert varied.shape == picture.shape and target == [SIZE, SIZE] and height == width
+    if height < SIZE:
         assert (top, left) == (0, 0)
         assert np.abs(varied.astype(float) - picture).mean() < 6, "nothing has moved"
     else:
         shown = (varied[..., 0].max() - float(varied[..., 0].min())) / 255  # the share of the ramp that is left
-        size = 64 / shown
+        size = SIZE / shown
         assert abs(varied[0, 0, 0] / 255 * size - top) < 3 and abs(varied[0, 0, 1] / 255 * size - left) < 3
 
 
@@ -219,17 +220,19 @@ def test_the_tokenizer_can_be_built_again(tmp_path):
     assert all(len(first.tokenize(word)) == 1 for word in vocabulary())
 
 
-def test_a_resumed_training_ends_as_an_unbroken_one(tmp_path):
-    from common import load_checkpoint, save_checkpoint
+@pytest.mark.parametrize("kind", ["AdamW", "Muon"])
+def test_a_resumed_training_ends_as_an_unbroken_one(tmp_path, kind):
+    from common import Muon, load_checkpoint, save_checkpoint
 
     def new() -> dict:
         torch.manual_seed(0)
-        model = torch.nn.Linear(3, 2)
-        return {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), lr=0.1)}
+        model = torch.nn.Linear(12, 10)
+        adam = torch.optim.AdamW(model.parameters(), lr=0.1)
+        return {"model": model, "optimizer": adam if kind == "AdamW" else Muon(model, lr=0.1)}
 
     def train(parts: dict, steps: range) -> None:
         for step in steps:
-            inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+            inputs = torch.randn(4, 12, generator=torch.Generator().manual_seed(step))
             parts["optimizer"].zero_grad()
             parts["model"](inputs).square().sum().backward()
             parts["optimizer"].step()
@@ -240,6 +243,168 @@ def test_a_resumed_training_ends_as_an_unbroken_one(tmp_path):
     save_checkpoint(tmp_path / "a.checkpoint", 3, **first)
     train(second, range(load_checkpoint(tmp_path / "a.checkpoint", **second), 6))
     assert torch.equal(second["model"].weight, unbroken["model"].weight)
+    assert torch.equal(second["model"].bias, unbroken["model"].bias)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 90), (90, 16)])
+def test_muon_brings_all_singular_values_near_one(shape):
+    from common import orthogonal
+
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+    assert 0.6 < values.min() and values.max() < 1.25
+
+
+def test_halves_of_a_batch_give_the_gradient_of_the_whole():
+    from common import Halves
+
+    torch.manual_seed(0)
+    model, inputs, threads = torch.nn.Linear(3, 2), torch.randn(5, 3), torch.get_num_threads()
+    try:
+        loss = Halves("cpu", len(inputs)).descend(lambda part: model(inputs[part]).square().sum() / 1000, model, model)
+    finally:
+        torch.set_num_threads(threads)
+    whole = model(inputs).square().sum() / 1000
+    assert loss == pytest.approx(whole.item())
+    torch.testing.assert_close(model.weight.grad, torch.autograd.grad(whole, model.weight)[0])
+
+
+def test_the_learning_rate_holds_and_falls():
+    from common import held_learning_rate
+
+    rates = [held_learning_rate(step, 1000, 2.0, warmup=10) for step in range(1000)]
+    assert rates[0] == 0.2 and rates[9:801] == [2.0] * 792
+    assert rates[801:] == sorted(rates[801:], reverse=True) and rates[-1] == pytest.approx(0.04)
+
+
+@pytest.fixture
+def small_world(tmp_path, monkeypatch) -> Path:
+    """A work folder for a world of a few scenes, with an untrained tiny autoencoder, and the root's CLIP."""
+    import common
+    from rebuild import keep
+    from train_vae import build_vae
+
+    for name in ("world", "world_held_out"):
+        monkeypatch.setitem(common.SETS, name, (6, *common.SETS[name][1:]))
+    keep(tmp_path)
+    torch.manual_seed(0)
+    build_vae((8, 8, 8, 8)).save_pretrained(tmp_path / "vae")
+    return tmp_path
+
+
+def run(monkeypatch, module, *options: str):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(sys, "argv", [module.__name__, *options])
+    try:
+        module.main()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_latents_are_encoded_when_they_are_first_asked_for(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+    from train_unet import Latents
+    from train_vae import build_vae
+
+    torch.manual_seed(0)
+    vae, pictures = build_vae((8, 8, 8, 8)), np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), np.uint8)
+    with ThreadPoolExecutor(2) as pool:
+        latents = Latents(tmp_path / "latents.npy", vae, pictures, pool)
+        first = latents[[2, 0, 2, 4]]
+        assert first.shape == (4, 8, 16, 16) and first.isfinite().all()
+        assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
+        assert np.isnan(latents.stored[1]).all(), "nobody asked"
+        latents.encode = None
+        again = Latents(tmp_path / "latents.npy", None, None, pool)
+        assert torch.equal(again[[0, 2, 4]], first[[1, 0, 3]]), "kept"
+
+
+def test_the_stages_that_are_long_go_on_as_if_never_interrupted(small_world, monkeypatch):
+    import train_unet
+    import train_vae
+    from safetensors.torch import load_file
+
+    tiny_vae = train_vae.build_vae((8, 8, 8, 8))
+    monkeypatch.setattr(train_vae, "build_vae", lambda: tiny_vae)
+    monkeypatch.setattr(train_vae, "SHOWN", 2)
+    monkeypatch.setattr(train_unet, "validation_prompts", lambda: ["a cat in the park"])
+    options = ("--work_dir", str(small_world), "--batch_size", "4", "--save_minutes", "0", "--resume", "--steps")
+    run(monkeypatch, train_vae, *options, "2")
+    assert json.loads((small_world / "vae_log.json").read_text())["step"] == 2
+
+    def weights(folder: str = "unet") -> dict[str, torch.Tensor]:
+        return load_file(small_world / folder / "diffusion_pytorch_model.safetensors")
+
+    before = weights("vae")
+    run(monkeypatch, train_vae, "--decoder", *options, "2")
+    same = {name.split(".")[0] for name, value in weights("vae").items() if torch.equal(value, before[name])}
+    assert same == {"encoder", "quant_conv"}, "latents stay what they are"
+
+    options = ("--width", "8", *options)
+    run(monkeypatch, train_unet, *options, "2")
+    unbroken = weights()
+    (small_world / "unet.checkpoint").unlink()
+    monkeypatch.setattr(train_unet, "held_learning_rate", lambda step, steps, peak: peak / 200 * (step + 1))
+    run(monkeypatch, train_unet, *options, "1")
+    run(monkeypatch, train_unet, *options, "2")
+    assert all(torch.equal(value, unbroken[name]) for name, value in weights().items())
+
+
+def test_a_rebuild_runs_what_is_missing_and_keeps_what_it_should(tmp_path, monkeypatch):
+    import rebuild
+
+    ran = []
+    monkeypatch.setattr(rebuild, "run", lambda stage, *options: ran.append((stage, options)))
+    options = ("--work_dir", str(tmp_path), "--export_to", str(tmp_path / "export"), "--device", "cpu")
+    run(monkeypatch, rebuild, *options, "--keep", "--steps", "7")
+    assert [stage for stage, _ in ran] == [
+        "train_vae.py",
+        "train_unet.py --steps 7",
+        rebuild.TRAINED["vae_decoder"],
+        "calibrate.py",
+        "export.py",
+        "check.py",
+    ]
+    assert all({"--resume", "--device"} <= set(given) for _, given in ran[:3])
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+        "tokenizer",
+        "guide",
+        "clip_model",
+        "clip_tuned",
+    }
+    del ran[:]
+    run(monkeypatch, rebuild, *options, "--keep", "--steps", "9")
+    assert [stage for stage, _ in ran][:2] == ["train_unet.py --steps 9", "calibrate.py"], "more steps: it goes on"
+    del ran[:]
+    run(monkeypatch, rebuild, *options, "--steps", "9", "--xl")
+    stages = [stage.split()[0] for stage, _ in ran]
+    assert (
+        stages.count("train_clip.py") == 4
+        and stages.count("train_classifier.py") == 3
+        and "train_vae.py" not in stages
+    )
+
+
+def test_the_frechet_distance_is_that_of_gaussians():
+    from common import frechet_distance
+
+    torch.manual_seed(0)
+    features = torch.randn(4000, 3, dtype=torch.double)
+    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(features, features + 2) == pytest.approx(12)
+    assert frechet_distance(features, 3 * features) == pytest.approx(4 * features.var(0).sum().item(), rel=1e-2)
+
+
+def test_samples_lie_between_the_drawings_where_the_sheet_says():
+    from check import mixed_sheet
+    from PIL import Image
+
+    drawings, samples = ([Image.new("RGB", (8, 8), colour)] * 10 for colour in ("black", "red"))
+    sheet, places = mixed_sheet(drawings, samples)
+    shown = [sheet.getpixel((4 + 12 * (k % 5) + 4, 4 + 12 * (k // 5) + 4))[0] > 128 for k in range(20)]
+    assert [k + 1 for k, red in enumerate(shown) if red] == places and len(places) == 10
 
 
 # ---- the frontier of accuracy against time -------------------------------------------------------------------------

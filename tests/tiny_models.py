@@ -227,6 +227,7 @@ FAMILIES = [STABLE_DIFFUSION, STABLE_DIFFUSION_XL]
 # For tests of the fixture `pipe`: the method is one region, the same to the byte in both files, so that most are
 # for Stable Diffusion alone; these are of conditions, decoding, dtypes and the parents' calls.
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=str)
+only_stable_diffusion = pytest.mark.parametrize("family", [STABLE_DIFFUSION], ids=str)  # as without a mark
 
 
 def muse_pipeline(family: Family = STABLE_DIFFUSION, **overrides) -> DiffusionPipeline:

@@ -12,6 +12,8 @@ without being installed.
 - `training_data`, `training_state`, `training_report`: of the classifier's training
 - `emotion_library`: tokens of each emotion to start from
 - `architectures`, `measuring`: the real networks with random weights; time, memory and machine
+- `forms`, `watching`, `wheel`: of the app: what it is asked for, a call followed and ended, the wheel to click on
+- `captions`: pictures put into words
 - `contact_sheets`, `files`: pictures side by side; files that are there whole or not at all
 """
 

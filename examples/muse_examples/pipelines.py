@@ -98,7 +98,12 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
 
     Returns:
         `DiffusionPipeline`: A `MusePipeline`, ready to be called with an `emotion`.
+
+    Raises:
+        ValueError: If layers are to be offloaded from a CPU to itself, which fails upstream.
     """
+    if vars(args).get("sequential_cpu_offload") and torch.device(args.device).type == "cpu":
+        raise ValueError("--sequential_cpu_offload moves layers to an accelerator and back, but --device is cpu")
     dtype = DTYPES[args.dtype]  # `torch_dtype` below, as diffusers 0.38 does not know `dtype`
     models = {}
     if args.preview_vae:

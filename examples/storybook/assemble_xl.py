@@ -16,7 +16,12 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent / "xl"
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ("vae", "text_encoder", "tokenizer", "scheduler", "clip_model", "emotion_classifier")
-OWN = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder_2": "model.safetensors"}
+# The autoencoder is the root's, unless the network was trained on another one, which then lies beside it.
+OWN = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "text_encoder_2": "model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
 
 
 def assemble(output: Path) -> Path:
@@ -39,6 +44,8 @@ def assemble(output: Path) -> Path:
     for name in SHARED:
         shutil.copytree(ROOT / name, output / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     for name, weights in OWN.items():
+        if not (FOLDER / f"{name}.safetensors").exists():
+            continue
         (output / name).mkdir(exist_ok=True)
         shutil.copyfile(FOLDER / f"{name}.json", output / name / "config.json")
         shutil.copyfile(FOLDER / f"{name}.safetensors", output / name / weights)

@@ -43,7 +43,7 @@ def similarity_curves(work_dir: Path, prompts: list[str], steps: int, xl: bool) 
     else:
         states = Conditions(tokenizer, encoder, "cpu", 0.0).hidden([""] * len(prompts) + prompts)
     words = F.normalize(clip.get_text_features(encode(tokenizer, prompts)).pooler_output, dim=-1)
-    latents = torch.randn((len(prompts), 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    latents = torch.randn((len(prompts), unet.config.in_channels, 16, 16), generator=torch.Generator().manual_seed(0))
     scheduler.set_timesteps(steps)
     curves = []
     for t in scheduler.timesteps:

@@ -12,7 +12,9 @@ import os
 import random
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,9 @@ from world import EMOTIONS, Scene, render, sample_mixed_scene, sample_scene, voc
 
 
 MAX_LENGTH = 32  # tokens of a prompt, begin and end included
+SIZE = 128  # pixels of a picture
+JUDGED_SIZE = 64  # pixels that CLIP, guide and judges see
+CHANNELS = 8  # of a latent
 ROOT = Path(__file__).resolve().parents[2]
 # name -> (number of scenes, kinds and their shares, style); "held_out" sets are never trained on
 SETS = {
@@ -49,9 +54,11 @@ def arguments(description: str, steps: int, batch_size: int, learning_rate: floa
     parser.add_argument("--batch_size", type=int, default=batch_size)
     parser.add_argument("--learning_rate", type=float, default=learning_rate)
     parser.add_argument("--seed", type=int, default=seed)
-    parser.add_argument("--save_every", type=int, default=500)
+    parser.add_argument("--save_every", type=int, default=500, help="steps between looks at the result")
+    parser.add_argument("--save_minutes", type=float, default=4, help="between checkpoints of the long stages")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16: measure whether that is faster")
     return parser
 
 
@@ -65,20 +72,27 @@ def scene_of(split: str, index: int) -> Scene:
     return sample_scene(rng, emotion="any" if kind == "emotion" else None, style=style)
 
 
-def _render_range(split: str, start: int, stop: int) -> np.ndarray:
-    return np.stack([np.asarray(render(scene_of(split, k))) for k in range(start, stop)])
+def _render_range(split: str, size: int, start: int, stop: int) -> np.ndarray:
+    return np.stack([np.asarray(render(scene_of(split, k), size)) for k in range(start, stop)])
 
 
-def load_set(split: str, work_dir: Path, workers: int = 2) -> tuple[list[Scene], np.ndarray]:
-    """Scenes and pictures (count, 64, 64, 3) of a set, drawn on first use and kept in `work_dir`."""
-    count, path = SETS[split][0], work_dir / f"{split}.npy"
+def load_set(
+    split: str, work_dir: Path, size: int = JUDGED_SIZE, count: int | None = None
+) -> tuple[list[Scene], np.ndarray]:
+    """Scenes and pictures (count, size, size, 3) of a set, or of its first ones, drawn on first use and kept."""
+    count, whole = count or SETS[split][0], count is None
+    path = work_dir / f"{split}_{size}{'' if whole else f'_{count}'}.npy"
     if not path.exists():
         work_dir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npy")
+        pictures = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, size, size, 3))
         starts = range(0, count, 500)
-        with ProcessPoolExecutor(workers) as pool:
-            jobs = [pool.submit(_render_range, split, k, min(k + 500, count)) for k in starts]
-            pictures = np.concatenate([job.result() for job in tqdm(jobs, desc=f"drawing {split}")])
-        save_array(path, pictures)
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            jobs = [pool.submit(_render_range, split, size, k, min(k + 500, count)) for k in starts]
+            for start, job in zip(starts, tqdm(jobs, desc=f"drawing {split}", mininterval=20)):
+                pictures[start : start + 500] = job.result()
+        pictures.flush()
+        os.replace(partial, path)
     return [scene_of(split, k) for k in range(count)], np.load(path, mmap_mode="r")
 
 
@@ -109,6 +123,84 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup: int = 200) -> f
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Matrices (..., rows, columns) with their singular values brought near 1, by Newton and Schulz's iteration.
+
+    The polynomials of Muon (https://kellerjordan.github.io/posts/muon) are composed on the smaller Gram matrix and
+    applied once, which costs less than half for the long matrices of convolutions.
+    """
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonal(matrices.mT, steps).mT
+    matrices = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    gram, whole = matrices @ matrices.mT, None
+    for step in range(steps):
+        polynomial = -4.7750 * gram + 2.0315 * gram @ gram
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+        whole = polynomial if whole is None else polynomial @ whole
+        gram = polynomial @ gram @ polynomial if step + 1 < steps else gram
+    return whole @ matrices
+
+
+def is_matrix(parameter: torch.Tensor) -> bool:
+    """Whether Muon is for it: weights of linear layers and convolutions that are not too narrow."""
+    return parameter.ndim > 1 and min(parameter.flatten(1).shape) > 8
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the weights of linear layers and convolutions, Adam for all else, at one learning rate.
+
+    Muon's steps are scaled to the usual size of Adam's (https://huggingface.co/papers/2502.16982).
+
+    Args:
+        module: whose parameters are trained; those that need no gradient are left out.
+        lr: the learning rate.
+        weight_decay: of the matrices.
+        pool: threads that the matrices are spread over.
+    """
+
+    momentum, betas, epsilon = 0.95, (0.9, 0.99), 1e-8
+
+    def __init__(self, module: torch.nn.Module, lr: float, weight_decay: float = 0.01, pool=None):
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in trained if is_matrix(parameter)]
+        rest = [parameter for parameter in trained if not is_matrix(parameter)]
+        super().__init__([{"params": matrices, "weight_decay": weight_decay}, {"params": rest}], {"lr": lr})
+        self.map = pool.map if pool else map
+        for parameter in matrices:
+            self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
+        for parameter in rest:
+            zeros = {name: torch.zeros_like(parameter) for name in ("first", "second")}
+            self.state[parameter] = {**zeros, "step": torch.zeros(())}
+
+    @torch.no_grad()
+    def _muon(self, parameter: torch.Tensor, lr: float, weight_decay: float):
+        momentum = self.state[parameter]["momentum"]
+        momentum.lerp_(parameter.grad, 1 - self.momentum)
+        update = orthogonal(parameter.grad.lerp(momentum, self.momentum).flatten(1))
+        size = 0.2 * max(update.shape) ** 0.5
+        parameter.mul_(1 - lr * weight_decay).add_(update.view_as(parameter), alpha=-lr * size)
+
+    @torch.no_grad()
+    def _adam(self, parameter: torch.Tensor, lr: float):
+        state, grad = self.state[parameter], parameter.grad
+        state["step"] += 1
+        state["first"].lerp_(grad, 1 - self.betas[0])
+        state["second"].lerp_(grad.square(), 1 - self.betas[1])
+        first, second = (state[k] / (1 - beta ** state["step"]) for k, beta in zip(("first", "second"), self.betas))
+        parameter.sub_(lr * first / (second.sqrt() + self.epsilon))
+
+    def step(self):
+        matrices, rest = self.param_groups
+        list(self.map(lambda p: self._muon(p, matrices["lr"], matrices["weight_decay"]), matrices["params"]))
+        for parameter in rest["params"]:
+            self._adam(parameter, rest["lr"])
+
+
+def held_learning_rate(step: int, steps: int, peak: float, warmup: int = 200, fall: float = 0.2) -> float:
+    """Linear warm-up, the peak, and a straight way down in the last part: averages are of use all along."""
+    return peak * min(1.0, (step + 1) / warmup, max(0.02, (steps - step) / (fall * steps)))
 
 
 @torch.no_grad()
@@ -170,8 +262,56 @@ def load_checkpoint(path: Path, **parts: torch.nn.Module | torch.optim.Optimizer
     return step
 
 
+class Clock:
+    """Says when the next checkpoint is due."""
+
+    def __init__(self, minutes: float):
+        self.seconds, self.last = 60 * minutes, time.monotonic()
+
+    def due(self) -> bool:
+        if time.monotonic() - self.last < self.seconds:
+            return False
+        self.last = time.monotonic()
+        return True
+
+
 def autocast(device: str) -> torch.autocast:
     return torch.autocast(device.split(":")[0], torch.bfloat16)
+
+
+class Halves:
+    """Computes the gradient of a batch in parts, one for each thread.
+
+    On a CPU one thread for each half of a batch is faster than two threads for each operation. On other devices the
+    batch stays whole.
+    """
+
+    def __init__(self, device: str, batch_size: int):
+        self.count = torch.get_num_threads() if device == "cpu" else 1
+        self.size = -(-batch_size // self.count)
+        if self.count > 1:
+            torch.set_num_threads(1)
+        initial = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.count > 1 else {}
+        self.pool = ThreadPoolExecutor(self.count, **initial)
+
+    def descend(self, loss_of: Callable[[slice], torch.Tensor], model, twin) -> float:
+        """Set the gradients of `model`, clipped, to those of `twin`, a copy of it; returns the loss.
+
+        Args:
+            loss_of: the share that a slice of the batch has in the loss, as computed by `twin`.
+        """
+        parameters = [parameter for parameter in twin.parameters() if parameter.requires_grad]
+
+        def part(number: int) -> tuple[torch.Tensor, ...]:
+            loss = loss_of(slice(number * self.size, (number + 1) * self.size))
+            return loss.detach(), *torch.autograd.grad(loss, parameters)
+
+        loss, *gradients = (sum(values) for values in zip(*self.pool.map(part, range(self.count))))
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter, gradient in zip(trained, gradients):
+            parameter.grad = gradient.float()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        return loss.item()
 
 
 def progress(start: int, steps: int, description: str) -> tqdm:
@@ -228,6 +368,15 @@ def encode(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     ).input_ids
 
 
+def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Between Gaussians fitted to two sets of features (n, D), https://huggingface.co/papers/1706.08500 (eq. 6)."""
+    first, second = first.double(), second.double()
+    cov_first, cov_second = first.T.cov(), second.T.cov()
+    roots = torch.linalg.eigvals(cov_first @ cov_second).real.clamp(min=0).sqrt()
+    shift = (first.mean(0) - second.mean(0)).square().sum()
+    return float(shift + cov_first.trace() + cov_second.trace() - 2 * roots.sum())
+
+
 def degrade(pixels: torch.Tensor, generator: torch.Generator, share: float = 0.6) -> torch.Tensor:
     """Turn a share of the pictures into what early previews of a diffusion model look like: soft, pale, noisy.
 
@@ -260,7 +409,9 @@ def degrade(pixels: torch.Tensor, generator: torch.Generator, share: float = 0.6
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] -> the units of CLIP's vision towers."""
+    """[-1, 1] -> the units of CLIP's vision towers, and the size of those of this world."""
+    if pixels.shape[-1] != JUDGED_SIZE:
+        pixels = F.interpolate(pixels, size=(JUDGED_SIZE, JUDGED_SIZE), mode="area")
     mean = torch.tensor(OPENAI_CLIP_MEAN, device=pixels.device).view(3, 1, 1)
     std = torch.tensor(OPENAI_CLIP_STD, device=pixels.device).view(3, 1, 1)
     return (pixels * 0.5 + 0.5 - mean) / std

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from assemble_xl import FOLDER as XL
 from assemble_xl import assemble
+from common import frechet_distance
 from judges import load_judge
 from modeling_simemo import SimEmoForImageClassification
 from muse_examples.degradations import COPIES, MOST, degraded
@@ -50,6 +51,7 @@ NO_PULL = {"inherent_weight": 0.0, "similar_weight": 0.0}
 
 CALL: dict[str, Any] = settings_of(str(ROOT))["call"]  # all else is the preset "full"
 TUNED_ON = 2  # prompts that served to choose the settings, so they are not measured on
+PIXELS = json.loads((ROOT / "vae" / "config.json").read_text())["sample_size"]  # of a side of a picture
 PROCESS: dict[str, Any] = {}  # the pipeline and the judges of a worker process
 
 
@@ -188,7 +190,7 @@ def items_of_editing(number_of_sources: int) -> list[dict]:
     items = []
     for index in range(number_of_sources):
         scene = sample_scene(random.Random(f"evaluate/edit/{index}"), emotion=None)
-        content = {"prompt": content_prompt(scene.place, scene.subject), "source": render(scene)}
+        content = {"prompt": content_prompt(scene.place, scene.subject), "source": render(scene, PIXELS)}
         items += [{**content, "emotion": emotion, "seed": 2000 + index} for emotion in EMOTIONS]
     return items
 
@@ -252,14 +254,6 @@ class Judges:
         else:
             row["FID"] = 100 * frechet_distance(embeds, self.reference)
         return row
-
-
-def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The Frechet distance between Gaussians fitted to two sets of features, shape `(n, D)`."""
-    a, b = a.double(), b.double()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
-    roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt()
-    return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * roots.sum())
 
 
 # --------------------------------------------------------------------------------------

@@ -1,14 +1,18 @@
 # Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
 """Make Storybook from nothing: every stage in order, each resumed where it was interrupted.
 
-    python examples/storybook/rebuild.py [--xl] [--work_dir DIR] [--device cuda]
+    python examples/storybook/rebuild.py [--keep] [--xl] [--work_dir DIR] [--device cuda] [--bfloat16]
+        [--steps STEPS] [--batch_size SIZE] [--export_to DIR]
 
-A stage that is complete is skipped. Only the last ones, export and check, write into the repository. `--xl` goes on to
-the SDXL-shaped model, which grows out of the other.
+A stage that is complete is skipped. `--steps` and `--batch_size` are those of the diffusion model, which takes nearly
+all of the time. `--keep` takes tokenizer, CLIP, guide and judges from the repository, where they need no change, and
+trains the autoencoder and the diffusion model only. `--xl` goes on to the SDXL-shaped model, which grows out of the
+other. Only the export writes into the repository, or into `--export_to`; the check writes into the work folder.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,58 +20,75 @@ from pathlib import Path
 
 
 HERE = Path(__file__).resolve().parent
-# name of the stage's output -> (command, whether it takes the options of training)
-STAGES = {
-    "vae": ("train_vae.py", True),
-    "clip_model": ("train_clip.py", True),
-    "clip_tuned": (
-        "train_clip.py --initial clip_model --lock_text --output clip_tuned"
-        " --degraded 0.4 --steps 1500 --learning_rate 6e-4",
-        True,
-    ),
-    "unet": ("train_unet.py", True),
-    "guide": ("train_classifier.py --model guide", True),
-    "emo_b": ("train_classifier.py --model emo_b --steps 1000", True),
-    "emo_c": ("train_classifier.py --model emo_c --steps 700", True),
-    "clip_b": ("train_clip.py --seed 1 --output clip_b --degraded 0.3 --steps 1500", True),
-    "calibration": ("calibrate.py", False),
-    "export": ("export.py", False),
-    "check": ("check.py", False),
+# name of the stage's output -> the command
+TRAINED = {
+    "vae": "train_vae.py",
+    "clip_model": "train_clip.py",
+    "clip_tuned": "train_clip.py --initial clip_model --lock_text --output clip_tuned"
+    " --degraded 0.4 --steps 1500 --learning_rate 6e-4",
+    "unet": "train_unet.py",
+    "vae_decoder": "train_vae.py --decoder --steps 2000 --learning_rate 1e-3",
+    "guide": "train_classifier.py --model guide",
+    "emo_b": "train_classifier.py --model emo_b --steps 1000",
+    "emo_c": "train_classifier.py --model emo_c --steps 700",
+    "clip_b": "train_clip.py --seed 1 --output clip_b --degraded 0.3 --steps 1500",
 }
-STAGES_XL = {
-    "clip_xl": ("train_clip.py --xl --seed 2 --output clip_xl --degraded 0.3 --steps 700", True),
-    "unet_xl": ("train_unet.py --xl --steps 1200 --learning_rate 5e-4 --average_decay 0.99", True),
-    "calibration_xl": ("calibrate.py --xl", False),
-    "export_xl": ("export.py --xl", False),
-    "check_xl": ("check.py --xl", False),
+TRAINED_XL = {
+    "clip_xl": "train_clip.py --xl --seed 2 --output clip_xl --degraded 0.3 --steps 700",
+    "unet_xl": "train_unet.py --xl --steps 1200 --learning_rate 5e-4 --average_decay 0.99",
 }
+KEPT = ("clip_model", "clip_tuned", "guide", "emo_b", "emo_c", "clip_b")  # by --keep
 
 
-def is_complete(work_dir: Path, name: str, stage: str) -> bool:
-    """Whether a training stage has left its note that it is done."""
-    note = work_dir / f"{name}_done.json"
-    return note.exists() and json.loads(note.read_text())["stage"] == stage
+def keep(work_dir: Path, root: Path = HERE.parents[1]):
+    """Take tokenizer, CLIP and guide from the repository; the judges are there already."""
+    folders = {"tokenizer": "tokenizer", "guide": "emotion_classifier"}
+    for name, folder in {**folders, "clip_model": "clip_model", "clip_tuned": "clip_model"}.items():
+        shutil.copytree(root / folder, work_dir / name, dirs_exist_ok=True)
+
+
+def run(stage: str, *options: str):
+    script, *own = stage.split()
+    subprocess.run([sys.executable, str(HERE / script), *own, *options], check=True)
+
+
+def train(stages: dict[str, str], args: argparse.Namespace):
+    """Run the stages that are not complete, each from where it was interrupted, and note that they are done."""
+    for name, stage in stages.items():
+        if name == "unet":
+            stage += f" --steps {args.steps}" if args.steps else ""
+            stage += f" --batch_size {args.batch_size}" if args.batch_size else ""
+        note = args.work_dir / f"{name}_done.json"
+        if note.exists() and json.loads(note.read_text())["stage"] == stage:
+            continue
+        options = ["--device", args.device] if args.device else []
+        options += ["--bfloat16"] if args.bfloat16 else []
+        run(stage, "--work_dir", str(args.work_dir), "--resume", *options)
+        note.write_text(json.dumps({"stage": stage}) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path, default=Path(tempfile.gettempdir()) / "storybook")
+    parser.add_argument("--export_to", type=Path, default=HERE.parents[1], help="the repository's root by default")
     parser.add_argument("--device", help="passed to the stages that train; they choose by themselves otherwise")
+    parser.add_argument("--bfloat16", action="store_true", help="train in bfloat16: measure whether that is faster")
+    parser.add_argument("--steps", type=int, help="of the diffusion model")
+    parser.add_argument("--batch_size", type=int, help="of the diffusion model")
+    parser.add_argument("--keep", action="store_true", help="take all but autoencoder and diffusion model as they are")
     parser.add_argument("--xl", action="store_true", help="then make the SDXL-shaped model as well")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    for name, (stage, trains) in (STAGES | (STAGES_XL if args.xl else {})).items():
-        if trains and is_complete(args.work_dir, name, stage):
-            continue
-        script, *options = stage.split()
-        command = [sys.executable, str(HERE / script), *options]
-        if script != "check.py":  # it looks at what was exported
-            command += ["--work_dir", str(args.work_dir)]
-        if trains:
-            command += ["--resume", *(["--device", args.device] if args.device else [])]
-        subprocess.run(command, check=True)
-        if trains:
-            (args.work_dir / f"{name}_done.json").write_text(json.dumps({"stage": stage}) + "\n")
+    if args.keep:
+        keep(args.work_dir)
+    train({name: stage for name, stage in TRAINED.items() if not (args.keep and name in KEPT)}, args)
+    run("calibrate.py", "--work_dir", str(args.work_dir))
+    run("export.py", "--work_dir", str(args.work_dir), "--output", str(args.export_to))
+    run("check.py", "--root", str(args.export_to), "--output", str(args.work_dir / "check"))
+    if args.xl:
+        train(TRAINED_XL, args)
+        run("calibrate.py --xl", "--work_dir", str(args.work_dir))
+        run("export.py --xl", "--work_dir", str(args.work_dir), "--output", str(args.export_to))
 
 
 if __name__ == "__main__":

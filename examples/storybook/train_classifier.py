@@ -14,6 +14,8 @@ import numpy as np
 import repository  # noqa: F401
 import torch
 from common import (
+    JUDGED_SIZE,
+    SIZE,
     arguments,
     autocast,
     degrade,
@@ -69,7 +71,7 @@ def build_classifier(name: str, clip: CLIPModel) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def load_previews(args, scenes: list[Scene], pictures: np.ndarray) -> np.ndarray:
+def load_previews(args, scenes: list[Scene]) -> np.ndarray:
     """The first scenes as the guide will meet them: through the autoencoder, every other one as a one-step preview of
     the diffusion model from a random noise level."""
     # Only here, as the judges need none of it.
@@ -78,6 +80,7 @@ def load_previews(args, scenes: list[Scene], pictures: np.ndarray) -> np.ndarray
     path = args.work_dir / "emotion_previews.npy"
     if path.exists():
         return np.load(path, mmap_mode="r")
+    _, pictures = load_set("emotion", args.work_dir, SIZE, PREVIEWS)
     vae = AutoencoderKL.from_pretrained(args.work_dir / "vae").to(args.device).eval()
     unet = UNet2DConditionModel.from_pretrained(args.work_dir / "unet").to(args.device).eval()
     clip = CLIPModel.from_pretrained(args.work_dir / "clip_model").to(args.device).eval()
@@ -98,7 +101,8 @@ def load_previews(args, scenes: list[Scene], pictures: np.ndarray) -> np.ndarray
         a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1).to(args.device)
         latents[1::2] = (noisy - (1 - a).sqrt() * predicted) / a.sqrt()
         with autocast(args.device):
-            chunks.append(to_pictures(vae.decode(latents / vae.config.scaling_factor).sample))
+            decoded = vae.decode(latents / vae.config.scaling_factor).sample
+        chunks.append(to_pictures(F.interpolate(decoded.float(), size=(JUDGED_SIZE, JUDGED_SIZE), mode="area")))
     save_array(path, np.concatenate(chunks))
     return np.load(path, mmap_mode="r")
 
@@ -173,7 +177,7 @@ def main():
     labels = labels_of(scenes)
     validation = load_set("emotion_validation", args.work_dir)
     held_out = load_set("inked_held_out" if name == "emo_c" else "emotion_held_out", args.work_dir)
-    previews = load_previews(args, scenes, pictures) if name != "emo_c" else None
+    previews = load_previews(args, scenes) if name != "emo_c" else None
     folder, checkpoint = args.work_dir / name, args.work_dir / f"{name}.checkpoint"
 
     model = build_classifier(name, CLIPModel.from_pretrained(args.work_dir / "clip_tuned")).to(args.device)

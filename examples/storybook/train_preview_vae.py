@@ -56,17 +56,21 @@ def build_preview_vae() -> AutoencoderTiny:
 
 
 def drawn_latents(pipe: MusePipeline, indices: range) -> torch.Tensor:
-    """Latents of the world's drawings, (count, 4, 16, 16), as the UNet has them."""
-    pixels = to_pixels(np.stack([np.asarray(render(scene_of("world", index))) for index in indices]), pipe.device)
+    """Latents of the world's drawings, (count, channels, 16, 16), as the UNet has them."""
+    size = pipe.vae.config.sample_size
+    pixels = to_pixels(
+        np.stack([np.asarray(render(scene_of("world", index), size)) for index in indices]), pipe.device
+    )
     means = [pipe.vae.encode(part).latent_dist.mean for part in pixels.split(64)]
     return torch.cat(means) * pipe.vae.config.scaling_factor
 
 
 def preview_latents(pipe: MusePipeline, indices: range) -> torch.Tensor:
-    """One-step previews of all steps of stock runs, (count * STEPS, 4, 16, 16), with captions of the world."""
+    """One-step previews of all steps of stock runs, (count * STEPS, channels, 16, 16), with captions of the world."""
     prompts = [caption(scene_of("world", index), random.Random(index)) for index in indices]
     embeds, null_embeds = pipe.encode_prompt(prompts, pipe.device, 1, True)
-    latents = torch.randn((len(prompts), 4, 16, 16), generator=generator_of(0, indices.start)).to(embeds)
+    shape = (len(prompts), pipe.unet.config.in_channels, 16, 16)
+    latents = torch.randn(shape, generator=generator_of(0, indices.start)).to(embeds)
     pipe.scheduler.set_timesteps(STEPS, device=pipe.device)
     previews = []
     for t in pipe.scheduler.timesteps:
@@ -79,7 +83,7 @@ def preview_latents(pipe: MusePipeline, indices: range) -> torch.Tensor:
 
 @torch.no_grad()
 def examples_of(pipe: MusePipeline, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents (kinds, count, 4, 16, 16), and the VAE's pictures of them (kinds, count, 3, 64, 64)."""
+    """Latents (kinds, count, channels, 16, 16), and the VAE's pictures of them (kinds, count, 3, size, size)."""
     drawn = drawn_latents(pipe, range(count))
     generator = generator_of(0, 0)
     levels = 0.6 * torch.rand((count, 1, 1, 1), generator=generator)

@@ -1,5 +1,5 @@
 # Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
-"""Stage 3: the diffusion model on 16 x 16 x 4 latents. Writes `unet/` into the work folder.
+"""Stage 3: the diffusion model on 16 x 16 x 8 latents. Writes `unet/` into the work folder.
 
 MUSE moves tokens that stand behind the prompt, so the network must answer smoothly to embeddings that no text encodes.
 Stable Diffusion learnt this from billions of captions; here the training conditions make up for it, see `Conditions`.
@@ -16,11 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import (
+    CHANNELS,
+    SIZE,
+    Clock,
+    Halves,
+    Muon,
     arguments,
-    autocast,
     encode,
     generator_of,
-    learning_rate_at,
+    held_learning_rate,
     load_checkpoint,
     load_set,
     progress,
@@ -40,7 +44,6 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch.nn import functional as F
-from tqdm import tqdm
 from train_clip import rank_content
 from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from world import CUE_PHRASES, CUES, EMOTIONS, PLACES, SUBJECTS, Scene, caption, contact_sheet, content_prompt
@@ -48,21 +51,22 @@ from world import CUE_PHRASES, CUES, EMOTIONS, PLACES, SUBJECTS, Scene, caption,
 
 MAX_EXTRA = 8  # tokens behind the prompt
 SNR_CAP = 5.0  # min-SNR weighting, https://huggingface.co/papers/2303.09556
-SIZE = 64  # pixels
 TIME_IDS = (SIZE, SIZE, 0, 0, SIZE, SIZE)  # original size, top left of the crop, target size: SDXL's conditioning
 VARIED = 12000  # pictures that are also shown with other time ids
 
 
 def build_unet(width: int, layers: int, sample_size: int = 16, cross_attention_dim: int = 128, **xl):
-    """The network; `xl` are the further settings of SDXL's (`shape_of_xl`)."""
+    """The network, with attention in its 8 x 8 and 4 x 4 levels; `xl` are the further settings of SDXL's."""
     return UNet2DConditionModel(
         sample_size=sample_size,
-        block_out_channels=(width, 2 * width),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=(width, 2 * width, 4 * width),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=layers,
         cross_attention_dim=cross_attention_dim,
-        attention_head_dim=(2, 4),  # the number of heads, by diffusers' old mistake
+        attention_head_dim=(2, 4, 8),  # the number of heads, by diffusers' old mistake
         norm_num_groups=8,
         **xl,
     )
@@ -279,18 +283,36 @@ def vary(picture: np.ndarray, rng: random.Random) -> tuple[np.ndarray, tuple[int
     return np.asarray(image), (SIZE, SIZE, top, left, SIZE, SIZE)
 
 
-@torch.no_grad()
-def load_latents(args, vae: AutoencoderKL, pictures: np.ndarray, name: str = "world_latents") -> torch.Tensor:
-    """Scaled latents of all pictures, (count, 4, 16, 16), encoded on first use."""
-    path = args.work_dir / f"{name}.npy"
-    if not path.exists():
-        chunks = []
-        for start in tqdm(range(0, len(pictures), 128), desc="latents", mininterval=20):
-            with autocast(args.device):
-                latents = vae.encode(to_pixels(pictures[start : start + 128], args.device)).latent_dist.mean
-            chunks.append((latents.float() * vae.config.scaling_factor).half().cpu().numpy())
-        save_array(path, np.concatenate(chunks))
-    return torch.from_numpy(np.load(path))
+def varied(picture: np.ndarray, number: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Picture number `number` of the world as it is shown with other time ids."""
+    return vary(picture, random.Random(f"vary/{number}"))
+
+
+class Latents:
+    """Scaled latents of pictures, each encoded when it is first asked for and kept in a file.
+
+    Behind those of the pictures follow those of the first `VARIED` pictures once more, as `vary` changes them.
+    Pictures are encoded one by one, so that a latent does not depend on what was asked for beside it.
+    """
+
+    def __init__(self, path: Path, vae: AutoencoderKL, pictures: np.ndarray, pool: ThreadPoolExecutor):
+        if not path.exists():
+            save_array(path, np.full((len(pictures) + VARIED, CHANNELS, SIZE // 8, SIZE // 8), np.nan, np.float16))
+        self.stored = np.load(path, mmap_mode="r+")
+        self.vae, self.pictures, self.pool = vae, pictures, pool
+
+    @torch.no_grad()
+    def encode(self, index: int):
+        number, count = index % len(self.pictures), len(self.pictures)
+        picture = self.pictures[number] if index < count else varied(self.pictures[number], number)[0]
+        pixels = to_pixels(picture[None], self.vae.device)
+        latents = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
+        self.stored[index] = latents[0].half().cpu().numpy()
+
+    def __getitem__(self, indices: list[int]) -> torch.Tensor:
+        missing = {index for index in indices if np.isnan(self.stored[index, 0, 0, 0])}
+        list(self.pool.map(self.encode, sorted(missing)))
+        return torch.from_numpy(self.stored[indices]).float()
 
 
 def contents() -> list[str]:
@@ -309,25 +331,28 @@ def validation_prompts() -> list[str]:
 
 
 def main():
-    parser = arguments(__doc__, steps=4500, batch_size=48, learning_rate=8e-4)
-    parser.add_argument("--average_decay", type=float, default=0.998)
+    parser = arguments(__doc__, steps=24000, batch_size=64, learning_rate=1.5e-3)
+    parser.add_argument("--average_decay", type=float, default=0.9995)
     parser.add_argument(
         "--word_share", type=float, default=0.5, help="captions of content with a random emotion's word"
     )
-    parser.add_argument("--width", type=int, default=72)
+    parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--xl", action="store_true", help="grow the trained network into an SDXL-shaped one")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    scenes, pictures = load_set("world", args.work_dir)
+    halves, clock = Halves(args.device, args.batch_size), Clock(args.save_minutes)
+    scenes, pictures = load_set("world", args.work_dir, SIZE)
     name = "unet_xl" if args.xl else "unet"
     folder, checkpoint = args.work_dir / name, args.work_dir / f"{name}.checkpoint"
-    vae = AutoencoderKL.from_pretrained(args.work_dir / "vae").to(args.device).eval()
+    vae = (
+        AutoencoderKL.from_pretrained(args.work_dir / "vae").to(args.device, memory_format=torch.channels_last).eval()
+    )
     clip = CLIPModel.from_pretrained(args.work_dir / "clip_model").to(args.device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(args.work_dir / "tokenizer")
     encoder = text_encoder_of(clip).to(args.device)
     conditions = Conditions(tokenizer, encoder, args.device, args.word_share)
-    latents_of = load_latents(args, vae, pictures)
+    latents_of = Latents(args.work_dir / "world_latents.npy", vae, pictures, halves.pool)
     scheduler = build_scheduler()
     alphas = scheduler.alphas_cumprod
     parts_of_pipeline = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "scheduler": scheduler}
@@ -343,17 +368,15 @@ def main():
         rng = random.Random(args.seed)
         captions = [caption(scene, rng) for scene in scenes[:2000]]
         grow(small, unet, sd_conditions.hidden(captions).flatten(0, 1), conditions.hidden(captions).flatten(0, 1))
-        varied = [vary(picture, random.Random(f"vary/{k}")) for k, picture in enumerate(pictures[:VARIED])]
-        varied_latents = load_latents(args, vae, np.stack([picture for picture, _ in varied]), "world_latents_varied")
-        time_ids_of = torch.tensor([TIME_IDS] * len(scenes) + [time_ids for _, time_ids in varied])
-        latents_of, scenes = torch.cat([latents_of, varied_latents]), scenes + scenes[:VARIED]
+        time_ids = [varied(picture, number)[1] for number, picture in enumerate(pictures[:VARIED])]
+        time_ids_of, scenes = torch.tensor([TIME_IDS] * len(scenes) + time_ids), scenes + scenes[:VARIED]
     else:
         unet = build_unet(args.width, args.layers)
     unet.to(args.device, memory_format=torch.channels_last)
     unet.set_attn_processor(AttnProcessor())  # on a CPU the backward of the fused kernel is slow
-    twin = copy.deepcopy(unet).to(torch.bfloat16)  # computes the gradients; cheaper than autocast
+    twin = copy.deepcopy(unet).to(torch.bfloat16) if args.bfloat16 else unet  # computes the gradients
     average = copy.deepcopy(unet).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = Muon(unet, lr=args.learning_rate, pool=halves.pool)
     start = 0
     if args.resume and checkpoint.exists():
         start = load_checkpoint(checkpoint, model=unet, average=average, optimizer=optimizer)
@@ -361,6 +384,8 @@ def main():
     def save(step: int):
         save_checkpoint(checkpoint, step, model=unet, average=average, optimizer=optimizer)
         average.save_pretrained(folder)
+
+    def show(step: int):
         if args.xl:
             pipe = StableDiffusionXLPipeline(**parts_of_pipeline, unet=average, add_watermarker=False)
         else:
@@ -375,59 +400,45 @@ def main():
         first = (rank_content(clip, tokenizer, pixels).argmax(1) == truth).float().mean().item()
         save_json(args.work_dir / f"{name}_log.json", {"step": step, "first_of_64": first})
 
-    # On a CPU one thread per part of the batch is faster than several threads per operation.
-    parameters, workers = list(unet.parameters()), 1
-    if args.device == "cpu":
-        workers = torch.get_num_threads()
-        torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(
-        workers, initializer=torch.set_num_threads if workers > 1 else None, initargs=(1,) if workers > 1 else ()
-    )
     bar = progress(start, args.steps, name)
     for step in bar:
         generator, rng = generator_of(args.seed, step), random.Random(f"{args.seed}/{step}")
         chosen = torch.randint(len(scenes), (args.batch_size,), generator=generator)
         states, pooled = conditions([scenes[k] for k in chosen.tolist()], rng, generator)
-        added = None
-        if args.xl:
-            added = {"text_embeds": pooled.bfloat16(), "time_ids": time_ids_of[chosen].to(args.device)}
-        latents = latents_of[chosen].float()
+        added = {"text_embeds": pooled, "time_ids": time_ids_of[chosen].to(args.device)} if args.xl else None
+        latents = latents_of[chosen.tolist()]
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(len(alphas), (args.batch_size,), generator=generator)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         snr = alphas[timesteps] / (1 - alphas[timesteps])
         weight = (snr.clamp(max=SNR_CAP) / snr) / args.batch_size
 
-        def part_gradients(
+        def loss_of(
             part: slice, noisy=noisy, noise=noise, timesteps=timesteps, states=states, added=added, weight=weight
-        ):
-            """The loss of a part of the batch, and its gradients."""
+        ) -> torch.Tensor:
             inputs = noisy[part].to(args.device).contiguous(memory_format=torch.channels_last)
             predicted = twin(
-                inputs.bfloat16(),
+                inputs.to(twin.dtype),
                 timesteps[part].to(args.device),
-                states[part].bfloat16(),
-                added_cond_kwargs=added and {key: value[part] for key, value in added.items()},
+                states[part].to(twin.dtype),
+                added_cond_kwargs=added and {key: value[part].to(twin.dtype) for key, value in added.items()},
             ).sample
             errors = F.mse_loss(predicted.float(), noise[part].to(args.device), reduction="none").mean((1, 2, 3))
-            loss = (weight[part].to(args.device) * errors).sum()
-            return loss.detach(), *torch.autograd.grad(loss, list(twin.parameters()))
+            return (weight[part].to(args.device) * errors).sum()
 
-        with torch.no_grad():
-            torch._foreach_copy_(list(twin.parameters()), parameters)
-        size = -(-args.batch_size // workers)
-        parts = [slice(k, k + size) for k in range(0, args.batch_size, size)]
-        loss, *gradients = (sum(values) for values in zip(*pool.map(part_gradients, parts)))
-        for parameter, gradient in zip(parameters, gradients):
-            parameter.grad = gradient.float()
+        if twin is not unet:
+            with torch.no_grad():
+                torch._foreach_copy_(list(twin.parameters()), list(unet.parameters()))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, args.steps, args.learning_rate)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            group["lr"] = held_learning_rate(step, args.steps, args.learning_rate)
+        loss = halves.descend(loss_of, unet, twin)
         optimizer.step()
         update_average(average, unet, step, args.average_decay)
-        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if clock.due() or step + 1 == args.steps:
             save(step + 1)
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            show(step + 1)
 
 
 if __name__ == "__main__":
