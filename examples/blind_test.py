@@ -28,7 +28,9 @@ Asks people which emotion pictures evoke, without telling them which was meant; 
    score_emotions.py. Pictures to which no emotion was added, as their gate never opened, have a row of their own, and
    no part in the emotions' rows. The figures are also written beside the key, as `blind_scores.json`.
 
-Only pictures with a record that names one emotion are asked about. Several people's guesses of one picture all count,
+Only pictures with a record that names one emotion are asked about. Whoever notices that a scene is there once with
+each emotion can guess by elimination, and does better than the pictures deserve: `--pictures 40` leaves some out by
+chance, and many scenes with few emotions each are better still. Several people's guesses of one picture all count,
 though the interval takes each for a trial of its own.
 """
 
@@ -70,6 +72,7 @@ from pipeline_muse import MIKELS_WHEEL, POSITIVE_EMOTIONS, to_rgb
 KEYS = "1234567890abcdefghijklmnopqrstuvwxyz"  # of the form's choices
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the pictures of a question of ranks
 SIZE = (512, 512)  # px, the most that a form shows
+DEGRADED = " degraded"  # ends the name of a judge that is asked about degraded copies
 
 Pair = tuple[str, str]  # the emotion that was meant, and the one that was named
 
@@ -507,7 +510,7 @@ def judged(pictures: Mapping[str, Picture], folders: Mapping[str, str], args: ar
     for judge in args.judges:
         classifier, spec = load_classifier(argparse.Namespace(**vars(args) | {"classifier": judge}))
         name = Path(judge).name
-        for title, copies in ((name, None), (f"{name} degraded", COPIES)):
+        for title, copies in ((name, None), (name + DEGRADED, COPIES)):
             answers[title] = {}
             for number, picture in pictures.items():
                 pixels = picture_pixels(open_picture(picture, folders), spec, copies=copies)
@@ -585,13 +588,15 @@ def percent(value: float | None) -> str:
 
 def figures_table(groups: Mapping[str, Mapping[str, Any]], first: str) -> str:
     """People's accuracy, interval and valence, and judges' accuracy, in per cent, of rows that were answered."""
-    judges = [name for name in next(iter(groups.values())) if name not in ("pictures", "people")]
-    rows = [[first, "pictures", "right", "95 %", "valence", *judges]]
+    raters = next(iter(groups.values())).keys() - {"pictures", "people"}
+    judges = sorted(name for name in raters if not name.endswith(DEGRADED))
+    rows = [[first, "pictures", "right", "95 %", "valence", *(f"{judge} (degraded)" for judge in judges)]]
     for label, entry in groups.items():
         own = entry["people"]
         if own["answers"]:
             interval = "–".join(f"{100 * end:.0f}" for end in own["interval"])
-            shares = [percent(entry[judge]["accuracy"]) for judge in judges]
+            both = [(entry[judge]["accuracy"], entry[judge + DEGRADED]["accuracy"]) for judge in judges]
+            shares = [f"{percent(whole)} ({percent(copies)})" for whole, copies in both]
             accuracy, valence = percent(own["accuracy"]), percent(own["valence"])
             rows.append([label, str(entry["pictures"]), accuracy, interval, valence, *shares])
     return table(rows)

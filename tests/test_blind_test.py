@@ -163,7 +163,7 @@ def test_results_by_hand():
     assert found["emotions"]["fear"]["people"]["answers"] == 0
     assert [own["accuracy"] for own in found["people"]] == [1 / 4, 1]
     text = blind_test.report(found)
-    assert re.search(r"^all, gate opened +3 +50.0 +15–85 +75.0 +100.0 +75.0$", text, re.M)
+    assert re.search(r"^all, gate opened +3 +50.0 +15–85 +75.0 +100.0 \(75.0\)$", text, re.M)
     assert "25.0 of 4, 100.0 of 1" in text
 
 
