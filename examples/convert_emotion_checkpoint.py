@@ -5,9 +5,11 @@ Converts emotion classifiers that others released to SimEmo's layout, in safeten
 python examples/convert_emotion_checkpoint.py time_2023-11-12_03-29-best.pth --output_dir outputs/emogen
 python examples/convert_emotion_checkpoint.py 2024-02-23-best.pth --output_dir outputs/emoedit
 python examples/convert_emotion_checkpoint.py model.pth fc.pth --output_dir outputs/simemotion
+python examples/convert_emotion_checkpoint.py perceptCLIP_Emotions.pth --output_dir outputs/perceptclip
 
 The keys of the file tell which one it is. EmoGen and EmoEdit released heads for OpenAI's CLIP; SimEmotion's training
-saves two files, the fine-tuned CLIP and the head. Files are read as tensors only: none of their code runs.
+saves two files, the fine-tuned CLIP and the head; PerceptCLIP's is one file, of which the LoRA is merged into the
+tower. Files are read as tensors only: none of their code runs.
 """
 
 import argparse
@@ -42,6 +44,8 @@ class Source:
     layers: tuple[str, ...]
     labels: tuple[str, ...]
     clip: str | None = None  # whose frozen features it was trained on
+    site: str = "https://github.com"
+    remark: str = ""  # what is not certain about it
 
 
 SOURCES = (
@@ -49,7 +53,20 @@ SOURCES = (
     # Its forward ends in a softmax, which has no weights: without it the outputs are logits.
     Source("EmoEdit", "JingyuanYY/EmoEdit", ("hidden", "fc"), EMOSET_LABELS, "openai/clip-vit-base-patch32"),
     Source("SimEmotion", "dsn0w/SimEmotion", ("classifier.0", "classifier.2"), tuple(sorted(EMOSET_LABELS))),
+    Source(
+        "PerceptCLIP",
+        "PerceptCLIP/PerceptCLIP_Emotions",
+        ("mlp.fc1", "mlp.fc2", "mlp.fc3"),
+        EMOSET_LABELS,
+        site="https://huggingface.co",
+        remark="The order of its labels is EmoSet's, which the file does not tell, and its accuracy is not known here:"
+        " check both on pictures whose emotion you know; the names stand in `config.json`.",
+    ),
 )
+
+# PerceptCLIP: peft's names of the tower within the file, and `lora_alpha`, which stands in its code only.
+PEFT_TOWER = "model.base_model.model."
+LORA_ALPHA = 8
 
 # OpenAI's names of the vision tower, in transformers' words.
 OPENAI_NAMES = {
@@ -135,6 +152,42 @@ def identify(head: StateDict) -> Source:
 def is_tower(state: StateDict) -> bool:
     """Whether a file holds a CLIP rather than a head."""
     return any(key.startswith(("visual.", *TOWER)) for key in state)
+
+
+def perceptclip_parts(state: StateDict) -> list[dict[str, torch.Tensor]]:
+    """
+    Takes apart what PerceptCLIP saves as one: a CLIP's vision tower under peft's names, its projection and a head.
+
+    Args:
+        state (`Mapping[str, torch.Tensor]`): The file.
+
+    Returns:
+        `list[dict[str, torch.Tensor]]`: The tower in transformers' layout, with the LoRA merged into its weights as
+        peft does it; and the head.
+
+    Raises:
+        ValueError: If a LoRA lacks its other half, or the layer that it belongs to.
+    """
+    tower, lora, rest = {}, {}, {}
+    for key, value in state.items():
+        if not key.startswith(PEFT_TOWER):
+            rest[key] = value
+        elif ".lora_" in key:
+            lora[key.removeprefix(PEFT_TOWER)] = value.float()
+        else:
+            tower["vision_model." + key.removeprefix(PEFT_TOWER).replace(".base_layer.", ".")] = value.float()
+    if "proj.weight" in rest:
+        tower["visual_projection.weight"] = rest.pop("proj.weight").float()
+    for layer in {key.partition(".lora_")[0] for key in lora}:
+        try:
+            down, up = (lora.pop(f"{layer}.lora_{half}.default.weight") for half in "AB")  # (rank, in), (out, rank)
+            weight = tower[f"vision_model.{layer}.weight"]
+            tower[f"vision_model.{layer}.weight"] = weight + LORA_ALPHA / len(down) * up @ down
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"The LoRA of {layer!r} is incomplete or misshapen: {error}") from error
+    if lora:
+        raise ValueError(f"The LoRA has keys that are unknown: {some(lora)}.")
+    return [tower, rest]
 
 
 def vision_tower(state: StateDict) -> dict[str, torch.Tensor]:
@@ -233,7 +286,8 @@ def convert(states: Sequence[StateDict], clip: str | None = None) -> tuple[SimEm
     Builds the classifier.
 
     Args:
-        states (sequence of `Mapping[str, torch.Tensor]`): A head and, where it came with one, the CLIP; in any order.
+        states (sequence of `Mapping[str, torch.Tensor]`): A head and, where it came with one, the CLIP; in any order,
+            or PerceptCLIP's file, which holds both.
         clip (`str`, *optional*): The CLIP that the head stands on, a Hub id or a path. Defaults to the CLIP among
             `states`, and where there is none to that of the head's authors.
 
@@ -243,6 +297,11 @@ def convert(states: Sequence[StateDict], clip: str | None = None) -> tuple[SimEm
     Raises:
         ValueError: If the files are not a known head and at most one CLIP, or do not fit each other.
     """
+    states = [
+        part
+        for state in states
+        for part in (perceptclip_parts(state) if any(key.startswith(PEFT_TOWER) for key in state) else [state])
+    ]
     towers, heads = [state for state in states if is_tower(state)], [state for state in states if not is_tower(state)]
     if len(heads) != 1 or len(towers) > 1:
         raise ValueError(f"Needed are a head and at most one CLIP, given {len(heads)} heads and {len(towers)} CLIPs.")
@@ -290,12 +349,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     classifier, source = convert([read_state_dict(path) for path in args.files], args.clip)
     base = args.clip or (None if len(args.files) > 1 else source.clip)
+    weights = "its LoRA merged into the weights" if source.name == "PerceptCLIP" else "its weights unchanged"
     about = (
-        f"The emotion classifier of [{source.name}](https://github.com/{source.repository}), its weights unchanged, in"
+        f"The emotion classifier of [{source.name}]({source.site}/{source.repository}), {weights}, in"
         f" the layout of SimEmo. It stands on {public_name(base) if base else 'the CLIP that was fine-tuned with it'}."
-        " Converted by `convert_emotion_checkpoint.py` of MUSE; not measured anew."
+        f" Converted by `convert_emotion_checkpoint.py` of MUSE; not measured anew. {source.remark}".rstrip()
     )
     print(f"{source.name}: {', '.join(source.labels)}")
+    if source.remark:
+        print(source.remark)
     print(save_classifier(classifier, f"{source.name}'s emotion classifier", about, base, args))
 
 

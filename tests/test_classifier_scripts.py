@@ -21,6 +21,7 @@ from loopback_hub import LoopbackHub
 from modeling_simemo import EMOSET_LABELS
 from muse_examples import classifiers
 from muse_examples.metrics import ecc_emc
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -29,6 +30,7 @@ from transformers import (
     AutoModelForImageClassification,
     CLIPModel,
     CLIPTokenizer,
+    CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -382,6 +384,56 @@ def test_simemotion_is_converted_from_transformers_layout(pixels, tmp_path):
     paths = [save(state, tmp_path / "model.pth"), save(net.state_dict(), tmp_path / "fc.pth")]
     classifier, _ = converter.convert([converter.read_state_dict(path) for path in paths])
     torch.testing.assert_close(classifier(pixels).logits, net(tower(pixels)), rtol=1e-4, atol=1e-4)
+
+
+class PerceptClip(nn.Module):
+    """PerceptCLIP's classifier: a LoRA of peft on a CLIP's tower, whose projected feature goes into three layers."""
+
+    def __init__(self, rank: int = 4):
+        super().__init__()
+        sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=16, hidden_act="quick_gelu")
+        clip = CLIPVisionModelWithProjection(config)
+        lora = LoraConfig(r=rank, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj"], lora_dropout=0.1)
+        self.proj, self.model = clip.visual_projection, get_peft_model(clip.vision_model, lora)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(16, 12), "fc2": nn.Linear(12, 10), "fc3": nn.Linear(10, 8)})
+        for parameter in self.parameters():  # a new LoRA does nothing
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
+
+    def forward(self, x):
+        x = self.mlp["fc1"](self.proj(self.model(x)[1])).relu()
+        return self.mlp["fc3"](self.mlp["fc2"](x).relu())
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+@torch.no_grad()
+def test_perceptclips_lora_is_merged(rank, pixels, tmp_path, capsys):
+    torch.manual_seed(0)
+    net = PerceptClip(rank).eval()
+    keys = set(net.state_dict())
+    layer = "model.base_model.model.encoder.layers.0.self_attn.q_proj."
+    assert {"proj.weight", "mlp.fc3.bias", layer + "base_layer.weight", layer + "lora_A.default.weight"} <= keys
+    path = save(net.state_dict(), tmp_path / "perceptCLIP_Emotions.pth")
+    converter.main([str(path), "--output_dir", str(tmp_path / "perceptclip")])
+    assert "check both on pictures whose emotion you know" in capsys.readouterr().out
+    classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "perceptclip", trust_remote_code=True)
+    torch.testing.assert_close(classifier(pixels).logits, net(pixels), rtol=1e-4, atol=1e-4)
+    with net.model.disable_adapter():
+        assert not torch.allclose(classifier(pixels).logits, net(pixels), atol=1e-2)
+    assert classifier.config.head_hidden_sizes == [12, 10]
+    card = ModelCard.load(tmp_path / "perceptclip" / "README.md").text
+    assert "huggingface.co/PerceptCLIP/PerceptCLIP_Emotions" in card and "its LoRA merged" in card
+
+
+@pytest.mark.parametrize("half", ["lora_A", "lora_B", "base_layer"])
+def test_half_a_lora_is_refused(half):
+    key = (
+        f"model.base_model.model.encoder.layers.1.self_attn.v_proj.{half}{'' if half == 'base_layer' else '.default'}"
+    )
+    state = PerceptClip().state_dict()
+    del state[f"{key}.weight"]
+    with pytest.raises(ValueError, match="LoRA of 'encoder.layers.1.self_attn.v_proj' is incomplete"):
+        converter.convert([state])
 
 
 @torch.no_grad()
