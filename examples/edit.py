@@ -15,6 +15,7 @@ Instead of a --prompt, a --caption_model can say what the pictures show; it is p
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from muse_examples.captions import CAPTION_HELP, caption_pictures
 from muse_examples.options import check_size, many_pictures_parser, one_line_errors, picture_file, share
@@ -22,12 +23,13 @@ from muse_examples.runs import Job, run_script, unreadable
 from PIL import Image
 
 
+FOLDER = Path("outputs/edit")
 PER_PICTURE = ("image", "prompt", "mask", "negative_prompt")
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or `arguments`; ends the program with a message where they make no sense."""
-    parser = many_pictures_parser(__doc__, "outputs/edit")
+    parser = many_pictures_parser(__doc__, FOLDER)
     parser.add_argument("--image", nargs="+", type=picture_file, required=True, help="the pictures to edit")
     parser.add_argument(
         "--prompt",
@@ -90,7 +92,7 @@ def caption(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     caption(args)
-    run_script(args, plan(args), (*PER_PICTURE, "caption_model"))
+    run_script(args, plan(args), FOLDER, (*PER_PICTURE, "caption_model"))
 
 
 if __name__ == "__main__":

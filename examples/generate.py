@@ -10,11 +10,13 @@ Each process that accelerate starts makes its share, on a GPU of its own; the fo
 machines. Several processes on a CPU are started by `accelerate launch --multi_gpu --num_processes 2`, where there is
 no GPU or with `--device cpu` (accelerate's own `--cpu` starts but one). After a kill the same command, on as many
 processes as you like, makes what is missing, and ends with the pictures of an unbroken run. A folder is of one run:
-with other options it is refused. `metadata.jsonl` and `sheet.png` are written once all is there.
+other options get the next one, outputs/generate-2 and so on, and are refused where --output_dir names it.
+`metadata.jsonl` and `sheet.png` are written once all is there.
 """
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from muse_examples.options import (
     PROMPTS_HELP,
@@ -27,9 +29,12 @@ from muse_examples.options import (
 from muse_examples.runs import Job, run_script
 
 
+FOLDER = Path("outputs/generate")
+
+
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or `arguments`; ends the program with a message where they make no sense."""
-    parser = many_pictures_parser(__doc__, "outputs/generate")
+    parser = many_pictures_parser(__doc__, FOLDER)
     parser.add_argument("--prompt", nargs="+", default=[], help="what the pictures show")
     parser.add_argument("--prompts", type=prompts_file, default=[], help=PROMPTS_HELP)
     parser.add_argument("--negative_prompt", help="what the pictures should not show")
@@ -56,7 +61,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
 @one_line_errors
 def main() -> None:
     args = parse_args()
-    run_script(args, plan(args))
+    run_script(args, plan(args), FOLDER)
 
 
 if __name__ == "__main__":

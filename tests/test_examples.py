@@ -1,6 +1,8 @@
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import fields
 
 import edit
@@ -11,10 +13,12 @@ import pytest
 import quickstart
 import tiny_models
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 from muse_examples.classifiers import label_probabilities, picture_pixels
 from muse_examples.contact_sheets import Cell, contact_sheet, enlarge, save, wrap
 from muse_examples.options import call_options, one_line_errors, parse_emotion
-from muse_examples.pipelines import known_labels, load_pipeline, settings_of
+from muse_examples.pipelines import check_source, known_labels, load_pipeline, settings_of
 from muse_examples.runs import (
     Job,
     Made,
@@ -446,6 +450,54 @@ def test_words_of_ones_own_are_emotions_and_one_side_is_enough(plain_base, tmp_p
     command = [generate, *plain_base, "--prompt", "a cat", "--emotion", "gloom", "--output_dir", tmp_path / "out"]
     run(*command, "--height", 16, *SHORT)
     assert Image.open(tmp_path / "out" / "000_gloom_0.png").size == (32, 16)
+
+
+def test_each_run_has_a_folder_of_its_own_and_the_same_command_goes_on_in_it(plain_base, tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [generate, *plain_base, "--prompt", "a cat", "--emotion", "awe", *SHORT]
+    for seed in (0, 1, 0, 1):
+        run(*command, "--seed", seed)
+    Image.effect_noise((16, 16), 80).save("a.png")
+    Image.effect_noise((16, 16), 80).save("b.png")
+    for picture in ("a.png", "b.png", "b.png"):
+        run(edit, *plain_base, "--image", picture, "--prompt", "a cat", "--emotion", "awe", *SHORT)
+    made = {path.parent.name: path.name for path in tmp_path.glob("outputs/*/*_awe_*.png")}
+    generated = {"generate": "000_awe_0.png", "generate-2": "000_awe_1.png"}
+    assert made == generated | {"edit": "a_awe_0.png", "edit-2": "b_awe_0.png"}
+    with pytest.raises(SystemExit, match="Choose another --output_dir"):
+        run(*command, "--seed", 2, "--output_dir", "outputs/generate")
+
+
+@pytest.mark.parametrize("option", ["base", "classifier"])
+def test_a_model_that_is_not_there_is_one_line_before_others_load(option, tmp_path):
+    script = [sys.executable, tiny_models.REPOSITORY / "examples" / "generate.py", "--prompt", "a cat"]
+    result = subprocess.run([*script, f"--{option}", "no/such/model"], cwd=tmp_path, capture_output=True, text=True)
+    told = f"error: --{option}: there is no folder 'no/such/model', and on the Hub are only 'org/name'"
+    assert result.returncode == 1 and result.stderr.splitlines() == [told], "nor warnings of other libraries"
+
+
+class OfTheHub(HfApi):
+    error: Exception
+
+    def model_info(self, *_, **__):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OfflineModeIsEnabled("no"), "nor is it in the cache of the Hub, which is offline"),
+        (OSError("no route"), "which cannot be reached: no route"),
+    ],
+)
+def test_what_only_the_hub_could_have_is_asked_for_once(error, message, monkeypatch, tmp_path):
+    monkeypatch.setattr(OfTheHub, "error", error, raising=False)
+    monkeypatch.setattr("muse_examples.pipelines.HfApi", OfTheHub)
+    with pytest.raises((ValueError, OSError), match=message):
+        check_source("base", "no/such-model")
+    with pytest.raises(ValueError, match="holds no model_index.json"):
+        check_source("base", str(tmp_path), "model_index.json")
+    check_source("classifier", None)
 
 
 def test_a_folder_without_pictures_belongs_to_nobody(plain_base, tmp_path, run, monkeypatch):

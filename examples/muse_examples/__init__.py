@@ -17,9 +17,16 @@ without being installed.
 - `contact_sheets`, `files`: pictures side by side; files that are there whole or not at all
 """
 
+import logging
 import sys
 from pathlib import Path
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path += [str(REPOSITORY), str(REPOSITORY / "emotion_classifier")]
+
+# transformers warns at every start that two classes of Stable Diffusion's pipelines, none of which is used here, take
+# their slower form without torchvision. Nobody can do anything about it.
+logging.getLogger("transformers.utils.import_utils").addFilter(
+    lambda record: "requires torchvision (not installed); falling back" not in record.getMessage()
+)

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, CL
 
 from muse_examples.degradations import degraded
 from muse_examples.options import output_folder
-from muse_examples.pipelines import DTYPES, judges
+from muse_examples.pipelines import DTYPES, check_source, judges
 from pipeline_muse import PIXEL_SETTINGS, PixelSpec, check_classifier, to_rgb
 
 
@@ -76,6 +76,7 @@ def load_classifier(args: argparse.Namespace) -> tuple[PreTrainedModel, PixelSpe
     if judge is not None:
         classifier = read_model(judge).to(DTYPES[args.dtype])
     else:
+        check_source("classifier", args.classifier, revision=args.revision)
         classifier = AutoModelForImageClassification.from_pretrained(
             args.classifier, dtype=DTYPES[args.dtype], **source
         )

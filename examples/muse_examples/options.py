@@ -196,7 +196,7 @@ def setting(field: Field) -> Callable[[str], Any]:
 # --------------------------------------------------------------------------------------
 
 
-def many_pictures_parser(description: str, output_dir: str) -> argparse.ArgumentParser:
+def many_pictures_parser(description: str, output_dir: Path) -> argparse.ArgumentParser:
     """The options of a script that makes each of many pictures with each of many emotions."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -210,7 +210,12 @@ def many_pictures_parser(description: str, output_dir: str) -> argparse.Argument
     )
     parser.add_argument("--batch_size", type=positive_int, default=1, help="pictures at a time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output_dir", type=output_folder, default=Path(output_dir), help="Default: %(default)s.")
+    parser.add_argument(
+        "--output_dir",
+        type=output_folder,
+        help=f"default: {output_dir}, or where that holds other pictures {output_dir}-2, …; the same command goes on "
+        "where it ended",
+    )
     add_size_options(parser)
     add_model_options(parser)
     add_guidance_options(parser)

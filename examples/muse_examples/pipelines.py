@@ -12,10 +12,13 @@ from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import HF_MODULES_CACHE
 from filelock import FileLock
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import CLIPModel
 
 from muse_examples import REPOSITORY
-from pipeline_muse import EMOTION_PROMPTS, Emotion, normalize_emotion, other_words
+from pipeline_muse import DTYPE_ARGUMENT, EMOTION_PROMPTS, Emotion, normalize_emotion, other_words
 
 
 # The CLIP whose text encoder Stable Diffusion 1.x and XL have.
@@ -66,6 +69,47 @@ def settings_of(base: str) -> dict[str, Any]:
     return {}
 
 
+def check_source(option: str, source: str | None, config: str = "config.json", revision: str | None = None) -> None:
+    """
+    Finds out, within seconds and before anything large loads, whether a model is there.
+
+    Args:
+        option (`str`): The option that names it, for messages.
+        source (`str`, *optional*): A path or a Hub id; nothing is checked without.
+        config (`str`, defaults to `"config.json"`): The file that its folder has to hold.
+        revision (`str`, *optional*): Its revision on the Hub.
+
+    Raises:
+        ValueError: If it is neither a folder with that file, nor on the Hub or in the Hub's cache.
+        ConnectionError: If it might be on the Hub, but the Hub cannot be reached.
+    """
+    if source is None:
+        return
+    if Path(source).exists():
+        if not (Path(source) / config).is_file():
+            raise ValueError(f"--{option}: {source!r} holds no {config}")
+        return
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        raise ValueError(f"--{option}: there is no folder {source!r}, and on the Hub are only 'org/name'") from None
+    if (Path(constants.HF_HUB_CACHE) / f"models--{source.replace('/', '--')}").is_dir():
+        return
+    missing = f"--{option}: there is no folder {source!r}, nor is it in the cache of the Hub, "
+    try:
+        HfApi().model_info(source, revision=revision, timeout=10)
+    except GatedRepoError:
+        pass  # the loader says what to do
+    except RepositoryNotFoundError:
+        raise ValueError(missing + "nor on the Hub, as far as you may see it") from None
+    except OfflineModeIsEnabled:
+        raise ValueError(missing + "which is offline (HF_HUB_OFFLINE)") from None
+    except HfHubHTTPError:
+        pass  # a mirror may know less than its files
+    except Exception as error:  # that of whichever client the Hub's library uses
+        raise ConnectionError(missing + f"which cannot be reached: {error}") from error
+
+
 def lacks(component: str, base: str, revision: str | None = None) -> bool:
     """Whether a checkpoint does not bring a component of MUSE's, as one that was made without it in mind."""
     return not any(DiffusionPipeline.load_config(base, revision=revision).get(component, ()))
@@ -100,15 +144,20 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
         `DiffusionPipeline`: A `MusePipeline`, ready to be called with an `emotion`.
 
     Raises:
-        ValueError: If layers are to be offloaded from a CPU to itself, which fails upstream.
+        ValueError: If layers are to be offloaded from a CPU to itself, which fails upstream, or a model is not there.
+        ConnectionError: See [`check_source`].
     """
     if vars(args).get("sequential_cpu_offload") and torch.device(args.device).type == "cpu":
         raise ValueError("--sequential_cpu_offload moves layers to an accelerator and back, but --device is cpu")
-    dtype = DTYPES[args.dtype]  # `torch_dtype` below, as diffusers 0.38 does not know `dtype`
+    check_source("base", args.base, "model_index.json", args.revision)
+    check_source("classifier", args.classifier)
+    check_source("preview_vae", args.preview_vae)
+    dtype = DTYPES[args.dtype]
     models = {}
     if args.preview_vae:
-        models["preview_vae"] = AutoencoderTiny.from_pretrained(args.preview_vae, torch_dtype=dtype)
+        models["preview_vae"] = AutoencoderTiny.from_pretrained(args.preview_vae, **{DTYPE_ARGUMENT: dtype})
     if lacks("clip_model", args.base, args.revision):
+        check_source("clip", args.clip)
         models["clip_model"] = CLIPModel.from_pretrained(args.clip, dtype=dtype).eval()
     # Each load copies the custom code into one cache: another process would read a file that is half there.
     Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
@@ -117,9 +166,9 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
             args.base,
             revision=args.revision,
             variant=args.variant,
-            torch_dtype=dtype,
             custom_pipeline=str(REPOSITORY),
             trust_remote_code=True,
+            **{DTYPE_ARGUMENT: dtype},
             **models,
         )
         if args.classifier:

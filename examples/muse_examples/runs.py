@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -319,9 +319,9 @@ def conflict(jobs: Sequence[Job], folder: Path, settings: Record) -> str:
 
 def check_run(args: argparse.Namespace, jobs: Sequence[Job], settings: Record, state: PartialState) -> None:
     """Ends the program where pictures would have one name, the folder holds others, or an emotion is unknown."""
-    name, count = Counter(job.file_name.casefold() for job in jobs).most_common(1)[0]
-    if count > 1:
-        refuse(f"{count} pictures would be called {name!r}; give each --emotion once", state)
+    name, times = Counter(job.file_name.casefold() for job in jobs).most_common(1)[0]
+    if times > 1:
+        refuse(f"{times} pictures would be called {name!r}; give each --emotion once", state)
     if what := conflict(jobs, args.output_dir, settings):
         refuse(f"{str(args.output_dir)!r} holds {what}. Choose another --output_dir, or delete it.", state)
     check_emotions([job.emotion for job in jobs], known_labels(args))
@@ -404,13 +404,30 @@ def run_share(args: argparse.Namespace, jobs: Sequence[Job], settings: Record, s
         print(*filter(None, lines), sep="\n", flush=True)
 
 
-def run_script(args: argparse.Namespace, jobs: Sequence[Job], per_picture: Collection[str] = ()) -> None:
+def own_folder(jobs: Sequence[Job], default: Path, settings: Record) -> Path:
+    """
+    The first of `default`, `default-2`, … that holds no pictures but those of this run. Every process finds the same,
+    even when others have begun, and so does the same command after a kill.
+    """
+    names = {job.file_name for job in jobs}
+    for number in count(1):
+        folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
+        strangers = (path for path in folder.glob("*.png") if path.name not in names and read_record(path))
+        if not (conflict(jobs, folder, settings) or any(strangers)):
+            return folder
+    raise AssertionError("there is always another number")
+
+
+def run_script(
+    args: argparse.Namespace, jobs: Sequence[Job], default: Path, per_picture: Collection[str] = ()
+) -> None:
     """
     Makes the pictures of a script, or what is missing of them, on all processes that accelerate started.
 
     Args:
         args (`argparse.Namespace`): The options of `options.many_pictures_parser`.
         jobs (sequence of [`Job`]): What to make; those whose source or mask is torn are left out and named at the end.
+        default (`Path`): Where to write if no folder is named; see [`own_folder`].
         per_picture (collection of `str`): Options that say what single pictures are made of; see [`run_settings`].
 
     Raises:
@@ -428,7 +445,9 @@ def run_script(args: argparse.Namespace, jobs: Sequence[Job], per_picture: Colle
         if problems and state.is_main_process:
             print(f"Left out, as it cannot be read: {told}", file=sys.stderr, flush=True)
         if whole:
-            run_share(args, whole, run_settings(args, per_picture), state)
+            settings = run_settings(args, per_picture)
+            args.output_dir = args.output_dir or own_folder(whole, default, settings)
+            run_share(args, whole, settings, state)
         if problems:
             refuse(f"{len(jobs) - len(whole)} of {len(jobs)} pictures were not made, for want of {told}", state)
     finally:
