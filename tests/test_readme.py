@@ -107,6 +107,21 @@ def test_links_lead_somewhere():
         assert not missing, f"{page.name} points to {missing}"
 
 
+def test_scripts_and_options_that_pages_name_are_there():
+    examples = tiny_models.REPOSITORY / "examples"
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in examples.rglob("*.py")}
+    shared = (
+        scripts["options.py"] + scripts["classifiers.py"] + (tiny_models.REPOSITORY / "pipeline_muse.py").read_text()
+    )
+    for page in (tiny_models.REPOSITORY / "docs").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for script in re.findall(r"`examples/([\w/]+\.py)|python examples/([\w/]+\.py)", text):
+            assert (examples / "".join(script)).is_file(), f"{page.name} names {script}"
+        for name, arguments in re.findall(r"examples/(?:\w+/)?(\w+\.py)((?: [^\n`#]*)?)", text):
+            for option in re.findall(r"--(\w+)", arguments):
+                assert option in scripts[name] + shared or option == "help", f"{page.name}: {name} has no --{option}"
+
+
 def test_the_card_fits_on_a_page():
     words = (tiny_models.REPOSITORY / "README.md").read_text(encoding="utf-8").split("---", 2)[2].split()
     assert len(words) <= 1300
