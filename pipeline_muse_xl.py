@@ -899,6 +899,7 @@ class GuidedImage:
         self.trace = MuseTrace(labels, emotion)  # a report, from which nothing is read
         self.target, self.similar = label_weights([emotion, similar], labels).to(device)  # (C,); zeros: none
         self.inherent = torch.zeros_like(self.target)
+        self.entropy = torch.special.entr(self.target).sum().item()  # no loss of a mixture is below it
         self.is_open = False
         self.has_settled = False  # S stays as it is for good
         self.previous_preview: Tensor | None = None  # (3, H, W)
@@ -937,8 +938,7 @@ class GuidedImage:
             self.least_loss = loss if math.isfinite(loss) else math.inf
             self.best = (self.tokens.detach().clone(), noise)
             self.trace.kept[-1] = len(self.trace.loss[-1]) - 1
-        least = torch.special.entr(self.target).sum().item()  # no loss of a mixture is below its entropy
-        return math.isfinite(loss) and loss - least >= threshold
+        return math.isfinite(loss) and loss - self.entropy >= threshold
 
     def descend(self, gradient: Tensor) -> bool:
         """One step of S down its loss; returns whether it could be taken."""
@@ -1018,7 +1018,7 @@ class Guide:
         The noise that a step is taken with, shape `(B, channels, h, w)`: eps(P) where the gate is closed, and
         eps(P) + emotion_strength (eps(P, S) - eps(P)) where it is open. Guidance away from the null prompt follows.
         """
-        if self.tokens is None:
+        if self.index == 0:
             self.tokens = self.start(step.prompt_embeds)
         if self.looks:
             self.open_gates(step)
