@@ -1,0 +1,12 @@
+# Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""
+The paper's tables and figures, on any base; `examples/evaluate.py` is its command line.
+
+- `data`: test sets, and what each row of a table is asked to make
+- `methods`: the rows; a row is a name and a function that makes pictures of jobs
+- `universal_guidance`, `rivals`: rows that MUSE is compared with
+- `making`: the pictures of all rows, shared among processes, resumed after a kill
+- `judges`: what classifiers, CLIPs and feature extractors say of pictures, kept in files
+- `measures`: from what they say to the figures of a row
+- `tables`, `figures`: Markdown, CSV, LaTeX and plots
+"""
