@@ -24,7 +24,6 @@ import io
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -38,6 +37,7 @@ from muse_examples.classifiers import label_probabilities, load_classifier, pict
 from muse_examples.contact_sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
 from muse_examples.degradations import COPIES
 from muse_examples.files import write_whole
+from muse_examples.intentions import PICTURES, intended_emotion, read_intentions
 from muse_examples.metrics import ecc_emc
 from muse_examples.options import (
     add_device_options,
@@ -46,7 +46,6 @@ from muse_examples.options import (
     output_folder,
     positive_int,
 )
-from muse_examples.runs import read_metadata
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -54,7 +53,6 @@ from pipeline_muse import MIKELS_WHEEL, PixelSpec, to_rgb
 
 
 UNKNOWN_SUFFIXES = frozenset((".heic", ".heif", ".jxl", ".raw", ".cr2", ".nef", ".arw", ".dng"))  # of other programs
-SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 METADATA = "metadata.jsonl"  # what generate.py and edit.py write beside their pictures, as they do SHEET
 SHEET = "sheet.png"
 THUMBNAIL = (320, 320)  # px; the most that a sheet shows
@@ -95,7 +93,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 # --------------------------------------------------------------------------------------
 
 
-def find_pictures(args: argparse.Namespace, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+def find_pictures(args: argparse.Namespace, suffixes: Collection[str] = PICTURES) -> list[Path]:
     """The folder's pictures by name; without our own sheets and whatever lies in the output's folder."""
     found = args.folder.rglob("*") if args.recursive else args.folder.iterdir()
     output = args.output_dir.resolve()
@@ -117,39 +115,6 @@ def fingerprint(classifier: PreTrainedModel) -> str:
         digest.update(name.encode())
         digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def read_intentions(path: Path) -> dict[str, Any]:
-    """The emotion of each file in a `metadata.jsonl` of `generate.py` or `edit.py`; empty where there is none."""
-    return {file: entry.get("emotion") for file, entry in read_metadata(path).items()}
-
-
-def words(text: str) -> str:
-    """`Sea-at dawn` -> `_sea_at_dawn_`, in which `_dawn_` is found as a whole word."""
-    return "_".join(["", *re.findall(r"[^\W_]+", text.lower()), ""])
-
-
-def intended_emotion(path: Path, labels: Sequence[str], intentions: Mapping[str, Any]) -> str | None:
-    """
-    What a picture was meant to evoke.
-
-    Args:
-        path (`Path`): The picture.
-        labels (sequence of `str`): The labels of the classifier.
-        intentions (`Mapping[str, Any]`): Of the picture's folder, from `read_intentions`. A picture that is not among
-            them is meant to evoke the label that its name holds as a word, or else that of its folder.
-
-    Returns:
-        `str` or `None`: A label. `None` if nothing is known, or it is none of the labels, or several.
-    """
-    if path.name in intentions:
-        emotion = intentions[path.name]
-        return emotion if isinstance(emotion, str) and emotion in labels else None
-    for text in (path.stem, path.resolve().parent.name):
-        named = [label for label in labels if words(label) in words(text)]
-        if named:
-            return named[0] if len(named) == 1 else None
-    return None
 
 
 # --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from functools import partial
 from pathlib import Path
 
 import edit
@@ -18,7 +19,17 @@ from diffusers.utils import HF_MODULES_CACHE
 from filelock import FileLock
 from muse_examples.files import PARTIAL, whole_file
 from muse_examples.pipelines import load_pipeline
-from muse_examples.runs import Job, batches, deal, differences, make_pictures, read_records, run_settings, save_picture
+from muse_examples.runs import (
+    Job,
+    batches,
+    deal,
+    differences,
+    make_pictures,
+    read_records,
+    run_batch,
+    run_settings,
+    save_picture,
+)
 from PIL import Image
 
 
@@ -155,7 +166,7 @@ def test_what_is_missing_of_a_batch_is_made_with_the_whole_batch(tmp_path):
         for name in missing & set(before):
             (tmp_path / name).unlink()
         plan = [*batches(jobs, 3), [Job("a dog", "awe", 0, name="there already")]]
-        assert set(make_pictures(pipe, plan, missing, tmp_path, **options)) == missing
+        assert set(make_pictures(partial(run_batch, pipe, **options), plan, missing, tmp_path)) == missing
         assert states(untouched) == known
     assert contents(tmp_path) == before and len(before) == 3
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from functools import partial
 
 import edit
 import generate
@@ -239,7 +240,7 @@ def test_pictures_have_their_records_in_them_and_are_summed_up_in_a_sheet(tmp_pa
     jobs = [Job("a cat", emotion, 3, name="0") for emotion in (None, "awe", {"awe": 1.0, "fear": 1.0})]
     names = ["0_stock_3.png", "0_awe_3.png", "0_awe50+fear50_3.png"]
     options = {"num_inference_steps": 2, "max_inner_steps": 1, "semantic_threshold": 0}
-    assert list(make_pictures(pipe, batches(jobs, 2), set(names), tmp_path, **options)) == names
+    assert list(make_pictures(partial(run_batch, pipe, **options), batches(jobs, 2), set(names), tmp_path)) == names
     records = read_records(jobs, tmp_path)
     sheet = write_summary(records, tmp_path)
     assert [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()] == records

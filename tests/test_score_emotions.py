@@ -11,6 +11,7 @@ import torch
 from modeling_simemo import SimEmoForImageClassification
 from muse_examples.classifiers import label_probabilities, picture_pixels
 from muse_examples.contact_sheets import EMOTION_COLORS, PAPER
+from muse_examples.intentions import intended_emotion, read_intentions
 from PIL import Image, ImageColor
 
 from pipeline_muse import PixelSpec, wheel_distance
@@ -276,7 +277,7 @@ def test_files_of_kinds_that_are_not_read_are_told_and_hidden_ones_passed_over(s
 
 def test_metadata_names_and_folders_say_what_was_intended(tmp_path):
     def intended(file: str, **entries: object) -> str | None:
-        return score_emotions.intended_emotion(tmp_path / file, LABELS, entries)
+        return intended_emotion(tmp_path / file, LABELS, entries)
 
     assert intended("000_awe_3.png") == "awe"
     assert intended("Sea-at-dawn FEAR.jpg") == "fear"
@@ -286,11 +287,11 @@ def test_metadata_names_and_folders_say_what_was_intended(tmp_path):
     assert intended("anger/000.png") == "anger"
     assert intended("anger/000_awe.png") == "awe"
     metadata = tmp_path / "metadata.jsonl"
-    assert score_emotions.read_intentions(metadata) == {}
+    assert read_intentions(metadata) == {}
     entries = [("a_awe.png", "fear"), ("b_awe.png", None), ("c_awe.png", {"awe": 1, "fear": 1}), ("d.png", "awe")]
     lines = [json.dumps({"file": file, "emotion": emotion}) for file, emotion in entries]
     metadata.write_text("\n".join([*lines, '{"file": "torn']), encoding="utf-8-sig")
-    intentions = score_emotions.read_intentions(metadata)
+    intentions = read_intentions(metadata)
     assert [intended(file, **intentions) for file, _ in entries] == ["fear", None, None, "awe"]
 
 

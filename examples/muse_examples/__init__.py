@@ -8,12 +8,14 @@ without being installed.
 - `runs`: many pictures, on several processes, resumed after a kill
 - `classifiers`: what a classifier sees in a picture, and the folder that makes one load anywhere
 - `degradations`: mildly worse copies of pictures, on which an emotion should stand
+- `intentions`: what pictures were meant to evoke
 - `metrics`: how good, how well calibrated and how gravely wrong a classifier is
 - `training_data`, `training_state`, `training_report`: of the classifier's training
 - `emotion_library`: tokens of each emotion to start from
 - `architectures`, `measuring`: the real networks with random weights; time, memory and machine
 - `forms`, `watching`, `wheel`: of the app: what it is asked for, a call followed and ended, the wheel to click on
 - `captions`: pictures put into words
+- `evaluation`: the paper's tables and figures
 - `contact_sheets`, `files`: pictures side by side; files that are there whole or not at all
 """
 

@@ -238,8 +238,8 @@ def check_size(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
             parser.error(f"--{name} has to be a multiple of 8")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which models to load, and how."""
+def add_model_options(parser: argparse.ArgumentParser, guide: str = "--classifier") -> None:
+    """Adds the options that say which models to load, and how; `guide` is what the one of the classifier is called."""
     group = parser.add_argument_group("models")
     group.add_argument(
         "--base",
@@ -254,7 +254,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="CLIP of the semantic gate, for bases that bring none. Default: %(default)s.",
     )
     group.add_argument(
-        "--classifier",
+        guide,
+        dest="classifier",
         help="emotion classifier that guides, a Hub id or a path; its repository's code is trusted. "
         "Default: the base's own, or zero-shot by the gate's CLIP where it has none.",
     )

@@ -16,8 +16,9 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, groupby
 from pathlib import Path
 from typing import Any, NoReturn
@@ -70,11 +71,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Made:
-    """A picture, the trace of its emotion (`None` without one), and whether the safety checker blackened it."""
+    """
+    A picture, the trace of its emotion (`None` without one), whether the safety checker blackened it, and what else
+    its record should say, as JSON.
+    """
 
     image: Image.Image
     trace: Any = None
     blackened: bool = False
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def emotion_name(emotion: str | dict[str, float] | None) -> str:
@@ -160,7 +165,7 @@ def outcome(made: Made) -> Record:
         names = ("gate_step", "inner_steps", "target_probability", "inherent_emotion")
         found |= {name: getattr(made.trace, name) for name in names}
         found["highest_similarity"] = max(made.trace.similarity, default=None)
-    return found
+    return found | made.notes
 
 
 def verdict(outcome: Record) -> tuple[str, str]:
@@ -340,17 +345,19 @@ def prepare(args: argparse.Namespace, jobs: Sequence[Job], settings: Record, sta
 
 
 def make_pictures(
-    pipe: DiffusionPipeline, batches: Iterable[Sequence[Job]], missing: set[str], folder: Path, **options: Any
+    make: Callable[[Sequence[Job]], Sequence[Made]],
+    batches: Iterable[Sequence[Job]],
+    missing: set[str],
+    folder: Path,
 ) -> Iterator[str]:
     """
     Makes pictures, and writes each as it is done.
 
     Args:
-        pipe (`DiffusionPipeline`): A `MusePipeline`.
+        make (function): Makes the pictures of one batch, in its order.
         batches (iterable of sequences of [`Job`]): What to make. Batches of which nothing is missing are left out.
         missing (`set[str]`): The names of the files to write; others are there already.
         folder (`Path`): Where to write.
-        options: Further arguments of the pipeline.
 
     Yields:
         `str`: The name of each file that was written.
@@ -358,7 +365,7 @@ def make_pictures(
     for batch in batches:
         if missing.isdisjoint(job.file_name for job in batch):
             continue
-        for job, made in zip(batch, run_batch(pipe, batch, **options)):
+        for job, made in zip(batch, make(batch)):
             if job.file_name in missing:
                 save_picture(made.image, record(job, made), folder)
                 yield job.file_name
@@ -387,7 +394,7 @@ def run_share(args: argparse.Namespace, jobs: Sequence[Job], settings: Record, s
     if waiting or (state.is_main_process and not (folder / SETTINGS).exists()):
         pipe = prepare(args, jobs, settings, state)
         start = time.perf_counter()
-        pictures = make_pictures(pipe, share, missing, folder, **call_options(args))
+        pictures = make_pictures(partial(run_batch, pipe, **call_options(args)), share, missing, folder)
         bar = {"total": len(names), "initial": len(names) - waiting, "position": state.local_process_index}
         shown = tqdm(pictures, process, main_process_only=False, disable=not waiting, dynamic_ncols=True, **bar)
         made = sum(1 for _ in shown)

@@ -59,6 +59,10 @@ class Studio:
         pipe.set_progress_bar_config(leave=False, disable=True)
         return pipe
 
+    def load(self) -> None:
+        """Loads the base, where that has not been done."""
+        self.pipe  # noqa: B018
+
     def pipeline(self, kind: type[DiffusionPipeline], checkpoint: str | None = None) -> DiffusionPipeline:
         """
         A pipeline of another class.
@@ -72,7 +76,9 @@ class Studio:
         """
         if (kind, checkpoint) not in self._others:
             if checkpoint is None:
-                known = {name: part for name, part in self.pipe.components.items() if name in kind._get_signature_types()}
+                known = {
+                    name: part for name, part in self.pipe.components.items() if name in kind._get_signature_types()
+                }
                 other = kind(**known)
             else:
                 other = kind.from_pretrained(checkpoint, torch_dtype=self.pipe.dtype).to(self.device)
