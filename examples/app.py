@@ -48,6 +48,7 @@ from muse_examples.contact_sheets import (  # noqa: E402
     Cell,
     contact_sheet,
 )
+from muse_examples.demo import CAPTION, PICTURE, PROMPT, load_judge, plot_inner_loop, remark  # noqa: E402
 from muse_examples.forms import NUMBERS, Form, as_python, job_of, options_of, read_photo  # noqa: E402
 from muse_examples.options import (  # noqa: E402
     USERS_ERRORS,
@@ -69,7 +70,6 @@ from muse_examples.runs import (  # noqa: E402
 from muse_examples.watching import Cancelled, Progress, follow  # noqa: E402
 from muse_examples.wheel import WHEEL, wheel_at, wheel_picture  # noqa: E402
 from PIL import Image  # noqa: E402
-from quickstart import CAPTION, PICTURE, PROMPT, load_judge, plot_inner_loop, remark  # noqa: E402
 
 from pipeline_muse import MIKELS_WHEEL, PixelSpec  # noqa: E402
 

@@ -13,6 +13,7 @@ without being installed.
 - `training_data`, `training_state`, `training_report`: of the classifier's training
 - `emotion_library`: tokens of each emotion to start from
 - `architectures`, `measuring`: the real networks with random weights; time, memory and machine
+- `demo`: what the demo and the app show of a picture
 - `forms`, `watching`, `wheel`: of the app: what it is asked for, a call followed and ended, the wheel to click on
 - `captions`: pictures put into words
 - `evaluation`: the paper's tables and figures

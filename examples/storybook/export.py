@@ -13,7 +13,6 @@ from pathlib import Path
 
 import diffusers
 import repository  # noqa: F401
-import torch
 from assemble_xl import FOLDER as XL
 from common import ROOT, save_json
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -95,7 +94,7 @@ def threshold_of(calibration: Path) -> float:
 
 def export_xl(work: Path, folder: Path):
     """Write what the SDXL-shaped checkpoint does not share with the root's."""
-    unet = UNet2DConditionModel.from_pretrained(work / "unet_xl", torch_dtype=torch.float16)
+    unet = UNet2DConditionModel.from_pretrained(work / "unet_xl").half()
     encoder = text_encoder_of(CLIPModel.from_pretrained(work / "clip_xl"), CLIPTextModelWithProjection)
     for name, model, files in (("unet", unet, DIFFUSERS_FILES), ("text_encoder_2", encoder, TRANSFORMERS_FILES)):
         export_model(model, folder, dict(zip(files, (f"{name}.json", f"{name}.safetensors"))))
@@ -115,12 +114,14 @@ def main():
     diffusers_files, transformers_files = (dict(zip(names, names)) for names in (DIFFUSERS_FILES, TRANSFORMERS_FILES))
 
     export_model(
-        AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float16),
+        AutoencoderKL.from_pretrained(work / "vae").half(),
         root / "vae",
         diffusers_files,
     )
     export_model(
-        UNet2DConditionModel.from_pretrained(work / "unet", torch_dtype=torch.float16), root / "unet", diffusers_files
+        UNet2DConditionModel.from_pretrained(work / "unet").half(),
+        root / "unet",
+        diffusers_files,
     )
     clip = CLIPModel.from_pretrained(work / "clip_tuned")
     export_model(clip, root / "clip_model", transformers_files)

@@ -29,7 +29,7 @@ from PIL import Image
 from muse_examples.options import call_options
 from muse_examples.pipelines import generators, load_pipeline
 from muse_examples.runs import Job, Made, run_batch
-from pipeline_muse import MusePipeline
+from pipeline_muse import DTYPE_ARGUMENT, MusePipeline
 
 
 TASKS = ("generation", "editing")
@@ -81,7 +81,7 @@ class Studio:
                 }
                 other = kind(**known)
             else:
-                other = kind.from_pretrained(checkpoint, torch_dtype=self.pipe.dtype).to(self.device)
+                other = kind.from_pretrained(checkpoint, **{DTYPE_ARGUMENT: self.pipe.dtype}).to(self.device)
             other.set_progress_bar_config(leave=False, disable=True)
             self._others[kind, checkpoint] = other
         return self._others[kind, checkpoint]
