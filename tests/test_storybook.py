@@ -433,13 +433,12 @@ def test_rows_of_the_frontier_are_calls_of_the_pipeline(frontier):
         GuidanceSettings(**{name: value for name, value in row.changes.items() if name in settings})
 
 
-def test_prompts_that_confirm_are_unseen_by_choices_and_library(frontier):
-    from evaluate import items_of_generation
+def test_prompts_of_the_library_are_not_those_that_rows_are_measured_on(frontier):
+    from test_sets import prompts
 
-    seen = {item["prompt"] for item in items_of_generation(8)}
-    unseen, of_library = {item["prompt"] for item in frontier.unseen_items()}, set(frontier.library_prompts())
-    assert len(unseen) == 16 and len(of_library) == 4
-    assert not (seen & unseen or seen & of_library or unseen & of_library)
+    of_library = set(frontier.library_prompts())
+    assert len(prompts(62)) == len(set(prompts(62))) == 62
+    assert len(of_library) == 4 and not of_library & set(prompts(24))
 
 
 def test_the_small_decoder_makes_the_pictures_of_the_large_one(frontier, pipe):
@@ -453,11 +452,10 @@ def test_the_small_decoder_makes_the_pictures_of_the_large_one(frontier, pipe):
 
 
 def test_gradients_through_the_small_decoder_point_where_those_through_the_large_one_do(frontier):
-    from evaluate import items_of_generation
-    from preview_vae import compare_gradients, cost_of
+    from preview_vae import compare_gradients, cost_of, pairs
 
     tiny = frontier.load_preview_vae()
-    told = compare_gradients(tiny, items_of_generation(1)[:1], steps=2)
+    told = compare_gradients(tiny, pairs(1), steps=2)
     for name in ("first tokens", "final tokens"):
         assert len(told[name]["by_step"]) == 2 and told[name]["least"] > 0.5
     assert cost_of(tiny, torch.randn(1, 4, 16, 16))["MiB"] > 0

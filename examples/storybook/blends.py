@@ -14,25 +14,24 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import repository  # noqa: F401
 import torch
-from evaluate import (
-    CALL,
-    PROCESS,
-    Setting,
-    items_of_editing,
-    items_of_generation,
-    load,
-    make_images,
-    to_pixels,
-)
+from diffusers import DiffusionPipeline
 from muse_examples.contact_sheets import EMOTION_COLORS, Cell, contact_sheet
+from muse_examples.evaluation.data import Case, Content, plan, read_pairs
+from muse_examples.evaluation.judges import ClipJudge, EmotionJudge, ask
 from muse_examples.measuring import processor, versions
+from muse_examples.pipelines import settings_of
+from muse_examples.runs import Job, batches, run_batch
 from PIL import Image
+from repository import ROOT
+from test_sets import prompts, write_sources
 from tqdm import tqdm
 from world import EMOTIONS
 
@@ -47,58 +46,61 @@ TOLERANCE = 0.05  # so much may the p(target) of a single picture fall from one 
 MARGINS = (0, 8, 16, 24)  # px between the mask and what is compared with the source
 
 
+CALL = settings_of(str(ROOT))["call"]
+JUDGES = {"Emo-A": f"Emo-A={ROOT / 'emotion_classifier'}", "Emo-B": "Emo-B=emo_b", "Emo-C": "Emo-C=emo_c"}
+PIXELS = json.loads((ROOT / "vae" / "config.json").read_text())["sample_size"]  # of a side of a picture
+
+Pictures = dict[float, list[Path]]  # by strength or share
+
+
 # --------------------------------------------------------------------------------------
 # What to make
 # --------------------------------------------------------------------------------------
 
 
-def items_of_mixture(number_of_prompts: int, share: float) -> list[dict]:
+def cases(number_of_prompts: int) -> list[Case]:
+    """Prompts with all 8 emotions."""
+    return plan([Content(prompt) for prompt in prompts(number_of_prompts)], EMOTIONS, None, seed=1000)
+
+
+def edits(number_of_sources: int, folder: Path) -> list[Case]:
+    """Drawings without an emotion, each to be edited towards all 8."""
+    return plan(read_pairs(write_sources(folder, number_of_sources, PIXELS)), EMOTIONS, None, seed=2000)
+
+
+def mixed(number_of_prompts: int, share: float) -> list[Job]:
     """Every prompt with every pair of emotions, of which the second weighs `share`; seeds are the prompts' own."""
-    prompts = {item["prompt"]: item["seed"] for item in items_of_generation(number_of_prompts)}
-    return [
-        {"prompt": prompt, "seed": seed, "emotion": {first: 1 - share, second: share}}
-        for prompt, seed in prompts.items()
-        for first, second in PAIRS
-    ]
+    alone = cases(number_of_prompts)[:: len(EMOTIONS)]
+    weights = [{first: 1 - share, second: share} for first, second in PAIRS]
+    return [Job(case.prompt, mixture, case.seed) for case in alone for mixture in weights]
 
 
-def single_emotions(images: list[Image.Image], number_of_prompts: int, place: int) -> list[Image.Image]:
+def single_emotions(paths: list[Path], number_of_prompts: int, place: int) -> list[Path]:
     """The ends of the mixtures: the pictures of each pair's first (`place` 0) or second (1) emotion alone."""
     columns = [EMOTIONS.index(pair[place]) for pair in PAIRS]
-    return [images[row * len(EMOTIONS) + column] for row in range(number_of_prompts) for column in columns]
+    return [paths[row * len(EMOTIONS) + column] for row in range(number_of_prompts) for column in columns]
 
 
-def masks(size: tuple[int, int]) -> dict[str, Image.Image | None]:
-    """Where an edit may act, white on black; `None` is everywhere."""
-    half = Image.new("L", size)
-    half.paste(255, (size[0] // 2, 0, *size))
-    return {"everywhere": None, "half": half}
+def half() -> Image.Image:
+    """Where an edit may act, white on black: the right half."""
+    mask = Image.new("L", (PIXELS, PIXELS))
+    mask.paste(255, (PIXELS // 2, 0, PIXELS, PIXELS))
+    return mask
 
 
-def strength_setting(strength: float) -> Setting:
-    if strength == 0:
-        return Setting("strength_0", "stock")
-    return Setting(f"strength_{strength:g}", arguments={"emotion_strength": strength})
-
-
-def mask_setting(name: str, mask: Image.Image | None) -> Setting:
-    """Guided from the first step: the gate judges the whole picture, and with a mask most of that is the source."""
-    where = {} if mask is None else {"mask_image": mask}
-    return Setting(f"mask_{name}", "edit", {"semantic_threshold": 0} | where)
-
-
-def pictures(setting: Setting, items: list[dict], args: argparse.Namespace) -> list[Image.Image]:
-    """The pictures of all items, made in batches where `args.images_dir` lacks them."""
-    paths = [args.images_dir / setting.name / f"{index:03d}.png" for index in range(len(items))]
-    call = {**CALL, "guidance_scale": args.guidance_scale}
-    for start in tqdm(range(0, len(items), args.batch_size), desc=setting.name):
-        batch = slice(start, start + args.batch_size)
-        if not all(path.exists() for path in paths[batch]):
-            made, _ = make_images(PROCESS["pipe"], setting, items[batch], call)
-            for path, image in zip(paths[batch], made):
+def make(
+    pipe: DiffusionPipeline, name: str, jobs: Sequence[Job], args: argparse.Namespace, **options: Any
+) -> list[Path]:
+    """The pictures of all jobs, made in batches where `args.images_dir` lacks them."""
+    paths = [args.images_dir / name / f"{index:03d}.png" for index in range(len(jobs))]
+    waiting = iter(paths)
+    for batch in tqdm(list(batches(jobs, args.batch_size)), desc=name):
+        own = [next(waiting) for _ in batch]
+        if not all(path.exists() for path in own):
+            for path, made in zip(own, run_batch(pipe, batch, **CALL, **options)):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                image.save(path)
-    return [Image.open(path).convert("RGB") for path in paths]
+                made.image.save(path)
+    return paths
 
 
 # --------------------------------------------------------------------------------------
@@ -106,21 +108,35 @@ def pictures(setting: Setting, items: list[dict], args: argparse.Namespace) -> l
 # --------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def probabilities(images: list[Image.Image]) -> dict[str, np.ndarray]:
+@cache
+def judges() -> dict[str, EmotionJudge]:
+    """The guide, and judges that never guide."""
+    return {name: EmotionJudge.parse(text) for name, text in JUDGES.items()}
+
+
+@cache
+def clip() -> ClipJudge:
+    """The held-out CLIP."""
+    return ClipJudge.parse("CLIP=storybook_clip")
+
+
+def row_name(paths: Sequence[Path]) -> str:
+    """A name for the answers about pictures: that of their folder, and how many they are."""
+    return f"{paths[0].parent.name}_{len(paths)}"
+
+
+def probabilities(paths: Sequence[Path]) -> dict[str, np.ndarray]:
     """What the guide and the judges see, each of shape `(n, 8)` in the order of `EMOTIONS`."""
-    judges = PROCESS["judges"]
-    pixels = judges.spec.prepare(to_pixels(images))
-    seen = {}
-    for name, model in judges.classifiers.items():
-        columns = [model.config.label2id[label] for label in EMOTIONS]
-        seen[name] = model(pixel_values=pixels).logits.softmax(dim=-1)[:, columns].numpy()
+    folder, nothing, seen = paths[0].parents[1], [None] * len(paths), {}
+    for name, judge in judges().items():
+        answers = ask(judge, row_name(paths), paths, nothing, folder)
+        seen[name] = answers["probabilities"][:, [answers.labels.index(label) for label in EMOTIONS]]
     return seen
 
 
-def of_target(seen: np.ndarray, items: Sequence[dict]) -> np.ndarray:
+def of_target(seen: np.ndarray, items: Sequence[Job]) -> np.ndarray:
     """The probability of each item's emotion, shape `(n,)`."""
-    return seen[np.arange(len(items)), [EMOTIONS.index(item["emotion"]) for item in items]]
+    return seen[np.arange(len(items)), [EMOTIONS.index(str(item.emotion)) for item in items]]
 
 
 def rounded(values: Any, digits: int = 4) -> Any:
@@ -128,11 +144,15 @@ def rounded(values: Any, digits: int = 4) -> Any:
     return np.round(np.asarray(values, dtype=float), digits).tolist()
 
 
-def content(images: list[Image.Image], items: Sequence[dict]) -> float:
+def content(paths: Sequence[Path], items: Sequence[Job]) -> float:
     """100 * cos of the pictures and their prompts, by the held-out CLIP."""
-    judges = PROCESS["judges"]
-    texts = judges.text_embeds([item["prompt"] for item in items])
-    return 100 * float((judges.image_embeds(images) * texts).sum(-1).mean())
+    asked = [item.prompt for item in items]
+    return float(ask(clip(), row_name(paths), paths, asked, paths[0].parents[1])["similarity"].mean())
+
+
+def pixels(paths: Sequence[Path]) -> np.ndarray:
+    """Pictures of shape `(n, H, W, 3)`, of 255."""
+    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths]).astype(int)
 
 
 def rising(curves: np.ndarray, tolerance: float) -> float:
@@ -140,17 +160,17 @@ def rising(curves: np.ndarray, tolerance: float) -> float:
     return float((np.diff(curves, axis=0) >= -tolerance).all(axis=0).mean())
 
 
-def measure_strengths(made: dict[float, list], items: Sequence[dict]) -> dict[str, Any]:
+def measure_strengths(made: Pictures, items: Sequence[Job]) -> dict[str, Any]:
     """Per strength the mean p(target), accuracy and content; per judge whether p(target) rises, and for how many."""
     seen = {strength: probabilities(images) for strength, images in made.items()}
-    stock = to_pixels(made[min(made)])
+    stock = pixels(made[min(made)])
     rows = {}
     for strength, images in made.items():
         row: dict[str, Any] = {"CLIP": content(images, items)}
-        row["change"] = float((to_pixels(images) - stock).abs().mean() * 127.5)  # mean, of 255
+        row["change"] = float(np.abs(pixels(images) - stock).mean())  # of 255
         for judge, table in seen[strength].items():
             row[f"p {judge}"] = float(of_target(table, items).mean())
-            row[judge] = 100 * float(np.mean([EMOTIONS[k] == i["emotion"] for k, i in zip(table.argmax(1), items)]))
+            row[judge] = 100 * float(np.mean([EMOTIONS[k] == i.emotion for k, i in zip(table.argmax(1), items)]))
         rows[f"{strength:g}"] = {name: rounded(value) for name, value in row.items()}
     judged = {}
     for judge in seen[min(seen)]:
@@ -165,7 +185,7 @@ def measure_strengths(made: dict[float, list], items: Sequence[dict]) -> dict[st
     return {"pictures": len(items), "tolerance": TOLERANCE, "rows": rows, "monotonic": judged}
 
 
-def measure_mixtures(made: dict[float, list], number_of_prompts: int) -> dict[str, Any]:
+def measure_mixtures(made: Pictures, number_of_prompts: int) -> dict[str, Any]:
     """Per pair, judge and share of the second emotion, the mean p of the first and of the second."""
     rows: dict[str, Any] = {}
     for share, images in made.items():
@@ -179,12 +199,14 @@ def measure_mixtures(made: dict[float, list], number_of_prompts: int) -> dict[st
 
 
 @torch.no_grad()
-def round_trip(images: list[Image.Image]) -> list[Image.Image]:
-    """What the autoencoder makes of pictures: the nearest that an edit can keep."""
-    pipe = PROCESS["pipe"]
-    pixels = to_pixels(images).to(pipe.vae.dtype)
-    decoded = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mode()).sample
-    return pipe.image_processor.postprocess(decoded, output_type="pil")
+def round_trip(pipe: DiffusionPipeline, sources: Sequence[Path]) -> np.ndarray:
+    """What the autoencoder makes of pictures, `(n, H, W, 3)`, of 255: the nearest that an edit can keep."""
+    known = dict.fromkeys(sources)
+    batch = torch.from_numpy(pixels(list(known))).permute(0, 3, 1, 2) / 127.5 - 1
+    decoded = pipe.vae.decode(pipe.vae.encode(batch.to(pipe.vae.dtype)).latent_dist.mode()).sample
+    made = pipe.image_processor.postprocess(decoded, output_type="np")
+    kept = dict(zip(known, (255 * made).round().astype(int)))
+    return np.stack([kept[source] for source in sources])
 
 
 def outside(mask: Image.Image, margin: int) -> np.ndarray:
@@ -195,26 +217,24 @@ def outside(mask: Image.Image, margin: int) -> np.ndarray:
     return (distance > margin).reshape(mask.size[::-1])
 
 
-def measure_masks(made: dict[str, list], items: Sequence[dict]) -> dict[str, Any]:
-    """Per mask the mean p(target), and how far what lies outside is from the source's round trip (of 255)."""
-    kept = np.stack([np.asarray(image) for image in round_trip([item["source"] for item in items])]).astype(int)
-    shapes, rows = masks(items[0]["source"].size), {}
-    for name, images in made.items():
-        row: dict[str, Any] = {}
-        for judge, table in probabilities(images).items():
-            row[f"p {judge}"] = rounded(of_target(table, items).mean())
-        distance = np.abs(np.stack([np.asarray(image) for image in images]) - kept)  # (n, H, W, 3)
-        if shapes[name] is not None:
-            regions = {margin: distance[:, outside(shapes[name], margin)] for margin in MARGINS}
-            row["outside"] = {
-                f"> {margin} px": {"max": int(region.max()), "mean": rounded(region.mean(), 2)}
-                for margin, region in regions.items()
-                if region.size
-            }
-            row["inside, mean"] = rounded(distance[:, np.asarray(shapes[name]) > 0].mean(), 2)
-        else:
-            row["inside, mean"] = rounded(distance.mean(), 2)
-        rows[name] = row
+def measure_masks(
+    pipe: DiffusionPipeline, everywhere: list[Path], masked: list[Path], items: Sequence[Job]
+) -> dict[str, Any]:
+    """With and without a mask the mean p(target), and how far all is from the source's round trip (of 255)."""
+    kept = round_trip(pipe, [item.source for item in items if item.source])
+    mask, rows = half(), {}
+    for name, paths in (("everywhere", everywhere), ("half", masked)):
+        seen = probabilities(paths)
+        rows[name] = {f"p {judge}": rounded(of_target(table, items).mean()) for judge, table in seen.items()}
+        distance = np.abs(pixels(paths) - kept)  # (n, H, W, 3)
+        inside = distance if name == "everywhere" else distance[:, np.asarray(mask) > 0]
+        rows[name]["inside, mean"] = rounded(inside.mean(), 2)
+    regions = {margin: distance[:, outside(mask, margin)] for margin in MARGINS}
+    rows["half"]["outside"] = {
+        f"> {margin} px": {"max": int(region.max()), "mean": rounded(region.mean(), 2)}
+        for margin, region in regions.items()
+        if region.size
+    }
     return {"pictures": len(items), "semantic_threshold": 0, "rows": rows}
 
 
@@ -228,21 +248,21 @@ def p_of(seen: np.ndarray, *labels: str) -> str:
     return ", ".join(f"{label} {seen[EMOTIONS.index(label)]:.2f}" for label in labels)
 
 
-def strength_cells(made: dict[float, list], items: Sequence[dict]) -> list[Cell]:
+def strength_cells(made: Pictures) -> list[Cell]:
     """A row per emotion, each of another prompt, from stock to full strength, with p(target) by Emo-B."""
     seen = {strength: probabilities(made[strength])["Emo-B"] for strength in SHOWN_STRENGTHS}
-    prompts = len(items) // len(EMOTIONS)
+    rows = len(made[0]) // len(EMOTIONS)
     cells = []
     for number, emotion in enumerate(EMOTIONS):
-        index = (number % prompts) * len(EMOTIONS) + number
+        index = (number % rows) * len(EMOTIONS) + number
         for strength in SHOWN_STRENGTHS:
             title = f"{strength:g}" if strength else "stock"
             told = p_of(seen[strength][index], emotion)
-            cells.append(Cell(made[strength][index], title, told, title_color=EMOTION_COLORS[emotion]))
+            cells.append(Cell(Image.open(made[strength][index]), title, told, title_color=EMOTION_COLORS[emotion]))
     return cells
 
 
-def mixture_cells(made: dict[float, list], number_of_prompts: int) -> list[Cell]:
+def mixture_cells(made: Pictures, number_of_prompts: int) -> list[Cell]:
     """A row per pair, from the first emotion to the second, with the p of both by Emo-B."""
     seen = {share: probabilities(images)["Emo-B"] for share, images in made.items()}
     cells = []
@@ -250,20 +270,19 @@ def mixture_cells(made: dict[float, list], number_of_prompts: int) -> list[Cell]
         index = (number % number_of_prompts) * len(PAIRS) + number  # another prompt in each row
         for share, images in sorted(made.items()):
             weights = f"{100 - round(100 * share)} : {round(100 * share)}"
-            cells.append(Cell(images[index], weights, p_of(seen[share][index], first, second)))
+            cells.append(Cell(Image.open(images[index]), weights, p_of(seen[share][index], first, second)))
     return cells
 
 
-def mask_cells(made: dict[str, list], items: Sequence[dict]) -> list[Cell]:
-    """Rows of another source or emotion each: the source, mask and edit for each mask, and the edit everywhere."""
-    shapes = masks(items[0]["source"].size)
+def mask_cells(everywhere: list[Path], masked: list[Path], items: Sequence[Job]) -> list[Cell]:
+    """Rows of another source or emotion each: the source, the mask, the edit within it, and the edit everywhere."""
     cells = []
     for index in range(0, len(items), max(1, 2 * len(items) // len(EMOTIONS) - 1)):
-        emotion = items[index]["emotion"]
-        cells.append(Cell(items[index]["source"], "source"))
-        for name in [name for name in made if shapes[name] is not None]:
-            cells += [Cell(shapes[name], "mask"), Cell(made[name][index], emotion)]
-        cells.append(Cell(made["everywhere"][index], f"{emotion}, no mask"))
+        item = items[index]
+        if item.source is not None:
+            cells += [Cell(Image.open(item.source), "source"), Cell(half(), "mask")]
+            cells.append(Cell(Image.open(masked[index]), str(item.emotion)))
+            cells.append(Cell(Image.open(everywhere[index]), f"{item.emotion}, no mask"))
     return cells
 
 
@@ -310,13 +329,11 @@ def save_small(image: Image.Image, path: Path) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure strengths, mixtures and masks on Storybook.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=8, help="prompts, each with all 8 emotions (62 at most)")
     parser.add_argument("--mixed_prompts", type=int, default=8, help="those of them that are made with mixtures")
     parser.add_argument("--sources", type=int, default=4, help="drawings to edit, each towards all 8 emotions")
     parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, help="Default: %(default)s.")
-    parser.add_argument("--guidance_scale", type=float, default=7.5)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of UNet and decoder")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
@@ -326,36 +343,38 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    load(args.dtype, args.threads)
-    items, edits = items_of_generation(args.prompts), items_of_editing(args.sources)
-    strengths = {
-        value: pictures(strength_setting(value), items, args) for value in sorted({*SHOWN_STRENGTHS, *args.strengths})
-    }
-    mixtures = {place: single_emotions(strengths[1], args.mixed_prompts, place) for place in (0, 1)}
-    mixtures |= {
-        share: pictures(Setting(f"mixture_{share:g}"), items_of_mixture(args.mixed_prompts, share), args)
-        for share in SHARES
-    }
+    torch.set_num_threads(args.threads)
+    pipe = MusePipeline.from_pretrained(ROOT, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    items, strengths = cases(args.prompts), {}
+    for value in sorted({*SHOWN_STRENGTHS, *args.strengths}):
+        asked = items if value else [replace(item, emotion=None) for item in items]
+        given = {"emotion_strength": value} if value else {}
+        strengths[value] = make(pipe, f"strength_{value:g}", asked, args, **given)
+    mixtures = {place: single_emotions(strengths[1], args.mixed_prompts, int(place)) for place in (0.0, 1.0)}
+    for share in SHARES:
+        mixtures[share] = make(pipe, f"mixture_{share:g}", mixed(args.mixed_prompts, share), args)
     mixtures = dict(sorted(mixtures.items()))
-    masked = {
-        name: pictures(mask_setting(name, mask), edits, args) for name, mask in masks(edits[0]["source"].size).items()
-    }
-    names = ("prompts", "mixed_prompts", "sources", "guidance_scale", "dtype", "threads", "batch_size")
+    # Guided from the first step: the gate judges the whole picture, and with a mask most of that is the source.
+    edited = edits(args.sources, args.images_dir / "sources")
+    everywhere = make(pipe, "everywhere", edited, args, semantic_threshold=0)
+    masked = make(pipe, "half", edited, args, semantic_threshold=0, mask_image=half())
+    names = ("prompts", "mixed_prompts", "sources", "threads", "batch_size")
     record = {
         "protocol": {name: getattr(args, name) for name in names} | {"muse": CALL | MusePipeline.presets["full"]},
         "hardware": f"{os.cpu_count()} cores of an {processor()}",
         "versions": versions(),
         "strength": measure_strengths(strengths, items),
         "mixtures": measure_mixtures(mixtures, args.mixed_prompts),
-        "masks": measure_masks(masked, edits),
+        "masks": measure_masks(pipe, everywhere, masked, edited),
     }
     args.results_dir.mkdir(parents=True, exist_ok=True)
     (args.results_dir / "blends.json").write_text(json.dumps(record, indent=1) + "\n")
     plot(record, args.results_dir / "blends.png")
     sheets = {
-        "strengths": contact_sheet(strength_cells(strengths, items), len(SHOWN_STRENGTHS)),
+        "strengths": contact_sheet(strength_cells(strengths), len(SHOWN_STRENGTHS)),
         "mixtures": contact_sheet(mixture_cells(mixtures, args.mixed_prompts), len(mixtures)),
-        "masks": contact_sheet(mask_cells(masked, edits), 2 * len(masked)),
+        "masks": contact_sheet(mask_cells(everywhere, masked, edited), 4),
     }
     for name, sheet in sheets.items():
         save_small(sheet, args.results_dir / f"blends_{name}.png")

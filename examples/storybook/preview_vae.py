@@ -2,8 +2,8 @@
 """Measures what a small `preview_vae` saves on Storybook, and what it costs, against the full VAE.
 
 The gradients first: those of the loss with respect to the emotional tokens, through either decoder, with the same
-tokens on the same path, step by step. Then time and memory of a decoder's forward and backward pass. Then whole runs,
-judged as `evaluate.py` judges them. Writes `preview_vae.json`; runs that were measured before are not measured again.
+tokens on the same path, step by step. Then time and memory of a decoder's forward and backward pass. Writes
+`preview_vae.json`. Whole runs are rows of `frontier.py`.
 
     python examples/storybook/train_preview_vae.py
     python examples/storybook/preview_vae.py
@@ -21,17 +21,34 @@ import torch
 import torch.nn.functional as F
 from common import save_json
 from diffusers import AutoencoderKL, AutoencoderTiny
-from evaluate import CALL, PROCESS, ROOT, Setting, items_of_generation, load, measure
+from muse_examples.evaluation.data import Case, Content, plan
 from muse_examples.measuring import processor
+from muse_examples.pipelines import settings_of
+from repository import ROOT
+from test_sets import prompts
+from world import EMOTIONS
 
 from pipeline_muse import MusePipeline
 
 
 DECODERS = ("vae", "preview_vae")
+CALL = settings_of(str(ROOT))["call"]
 STANDSTILL = 1e-12  # a learning rate that moves no token, so that both decoders are asked along the same path
 
 
-def token_gradients(pipe: MusePipeline, item: dict, steps: int, tokens: torch.Tensor | None) -> torch.Tensor:
+def pairs(count: int) -> list[Case]:
+    """So many prompts, each with another emotion."""
+    cases = plan([Content(prompt) for prompt in prompts(count)], EMOTIONS, None, seed=1000)
+    return [cases[(len(EMOTIONS) + 1) * number % len(cases)] for number in range(count)]
+
+
+def latent_shape(vae: AutoencoderKL) -> tuple[int, int, int]:
+    """The shape of a picture's latents."""
+    side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.latent_channels, side, side
+
+
+def token_gradients(pipe: MusePipeline, case: Case, steps: int, tokens: torch.Tensor | None) -> torch.Tensor:
     """The gradients at `tokens`, or at those that a run starts with, of all denoising steps: (steps, n * D)."""
     gradients: list[torch.Tensor] = []
 
@@ -44,10 +61,10 @@ def token_gradients(pipe: MusePipeline, item: dict, steps: int, tokens: torch.Te
     hook = pipe.unet.register_forward_pre_hook(see, with_kwargs=True)
     try:
         pipe(
-            item["prompt"],
-            emotion=item["emotion"],
+            case.prompt,
+            emotion=case.emotion,
             emotion_tokens="random" if tokens is None else tokens,
-            generator=torch.Generator().manual_seed(item["seed"]),
+            generator=torch.Generator().manual_seed(case.seed),
             num_inference_steps=steps,
             semantic_threshold=0.0,
             max_inner_steps=1,
@@ -62,26 +79,26 @@ def token_gradients(pipe: MusePipeline, item: dict, steps: int, tokens: torch.Te
     return torch.stack(gradients)
 
 
-def compare_gradients(preview_vae: AutoencoderTiny, items: list[dict], steps: int) -> dict[str, Any]:
+def compare_gradients(preview_vae: AutoencoderTiny, cases: list[Case], steps: int) -> dict[str, Any]:
     """Cosines of the gradients through either decoder, by denoising step, at the first and at the final tokens."""
     pipe = MusePipeline.from_pretrained(ROOT, trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
     final = pipe(
-        [item["prompt"] for item in items],
-        emotion=[item["emotion"] for item in items],
-        generator=[torch.Generator().manual_seed(item["seed"]) for item in items],
+        [case.prompt for case in cases],
+        emotion=[case.emotion for case in cases],
+        generator=[torch.Generator().manual_seed(case.seed) for case in cases],
         num_inference_steps=steps,
         semantic_threshold=0.0,
         output_type="latent",
     ).emotion_tokens
-    result: dict[str, Any] = {"pairs": len(items)}
-    for name, starts in (("first tokens", [None] * len(items)), ("final tokens", final)):
+    result: dict[str, Any] = {"pairs": len(cases)}
+    for name, starts in (("first tokens", [None] * len(cases)), ("final tokens", final)):
         gradients = []
         for decoder in (None, preview_vae):
             pipe.register_modules(preview_vae=decoder)
-            told = [token_gradients(pipe, item, steps, start) for item, start in zip(items, starts)]
+            told = [token_gradients(pipe, case, steps, start) for case, start in zip(cases, starts)]
             gradients.append(torch.stack(told, dim=1))
-        cosines = F.cosine_similarity(*gradients, dim=-1)  # (steps, items)
+        cosines = F.cosine_similarity(*gradients, dim=-1)  # (steps, cases)
         ratios = gradients[1].norm(dim=-1) / gradients[0].norm(dim=-1)
         result[name] = {
             "mean": cosines.mean().item(),
@@ -120,50 +137,26 @@ def cost_of(decoder: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> 
     }
 
 
-def whole_run(preview_vae: AutoencoderTiny | None, items: list[dict], args: argparse.Namespace) -> dict[str, Any]:
-    """The row of `evaluate.py`'s table for the whole method, with the seconds of CPU time per image."""
-    PROCESS["pipe"].register_modules(preview_vae=preview_vae)
-    start = time.process_time()
-    row = measure(Setting("MUSE with vae" if preview_vae is None else "MUSE with preview_vae"), items, args)
-    return {**row, "seconds": (time.process_time() - start) / len(items)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     trained = Path(tempfile.gettempdir()) / "storybook" / "preview_vae"
     parser.add_argument("--preview_vae", type=Path, default=trained, help="Default: %(default)s.")
     parser.add_argument("--pairs", type=int, default=8, help="prompts with emotions whose gradients are compared")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts of the whole runs, each with all 8 emotions")
     parser.add_argument("--steps", type=int, default=CALL["num_inference_steps"], help="denoising steps")
-    parser.add_argument("--guidance_scale", type=float, default=7.5)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the whole runs")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--sheet_rows", type=int, default=6, help="prompts on each contact sheet")
+    parser.add_argument("--batch_size", type=int, default=16, help="of the passes that are timed")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--sheets_dir", type=Path, default=Path("outputs/evaluation"), help="for contact sheets")
     args = parser.parse_args()
     torch.set_num_threads(1)
     tiny = AutoencoderTiny.from_pretrained(args.preview_vae).eval()
-    path = args.results_dir / "preview_vae.json"
-    protocol = {name: getattr(args, name) for name in ("pairs", "prompts", "steps", "guidance_scale", "dtype")}
-    record = json.loads(path.read_text()) if path.exists() else {}
-    if record.get("protocol") != protocol:
-        record = {"protocol": protocol}
-    record["hardware"] = f"one core of {os.cpu_count()} of an {processor()}, torch {torch.__version__}"
-    items = items_of_generation(args.prompts)
-
-    if "gradients" not in record:
-        pairs = [items[9 * k % len(items)] for k in range(args.pairs)]
-        record["gradients"] = compare_gradients(tiny, pairs, args.steps)
-        latents = torch.randn((args.batch_size, 4, 16, 16), generator=torch.Generator().manual_seed(0))
-        full = AutoencoderKL.from_pretrained(ROOT / "vae").eval()
-        record["cost"] = {name: cost_of(part, latents) for name, part in zip(DECODERS, (full, tiny))}
-        save_json(path, record)
-    load(args.dtype, threads=1)
-    for name, part in zip(DECODERS, (None, tiny.to(getattr(torch, args.dtype)))):
-        if name not in record:
-            record[name] = whole_run(part, items, args)
-            save_json(path, record)
+    full = AutoencoderKL.from_pretrained(ROOT / "vae").eval()
+    latents = torch.randn((args.batch_size, *latent_shape(full)), generator=torch.Generator().manual_seed(0))
+    record = {
+        "protocol": {"pairs": args.pairs, "steps": args.steps, "batch_size": args.batch_size},
+        "hardware": f"one core of {os.cpu_count()} of an {processor()}, torch {torch.__version__}",
+        "gradients": compare_gradients(tiny, pairs(args.pairs), args.steps),
+        "cost": {name: cost_of(part, latents) for name, part in zip(DECODERS, (full, tiny))},
+    }
+    save_json(args.results_dir / "preview_vae.json", record)
     print(json.dumps(record, indent=1))
 
 

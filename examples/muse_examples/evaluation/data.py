@@ -154,9 +154,9 @@ def read_pairs(folder: Path, captions: Path | None = None, seed: int = 0) -> lis
 
     Args:
         folder (`Path`): The pictures. Those without a caption are left out.
-        captions (`Path`, *optional*): COCO's annotations, or a JSON list or JSON lines of objects with a "file_name"
-            or "file" and a caption. By default `metadata.jsonl` or `captions.json` in the folder, or else a text
-            beside each picture, `photo.txt` of `photo.jpg`.
+        captions (`Path`, *optional*): For a folder that brings none, COCO's annotations, or a JSON list or JSON lines
+            of objects with a "file_name" or "file" and a caption. A folder's own are `metadata.jsonl`,
+            `captions.json`, or a text beside each picture, `photo.txt` of `photo.jpg`.
         seed (`int`, defaults to 0): Of their order and of which of several captions each has.
 
     Returns:
@@ -166,14 +166,10 @@ def read_pairs(folder: Path, captions: Path | None = None, seed: int = 0) -> lis
         ValueError: If there are none.
     """
     pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
-    file = captions or next(
-        (folder / name for name in ("metadata.jsonl", "captions.json") if (folder / name).exists()), None
-    )
-    told = {
-        path.name: [clean(read_text(path.with_suffix(".txt")))]
-        for path in pictures
-        if path.with_suffix(".txt").exists()
-    }
+    own = next((folder / name for name in ("metadata.jsonl", "captions.json") if (folder / name).exists()), None)
+    texts = [path for path in pictures if path.with_suffix(".txt").exists()]
+    file = own or (None if texts else captions)
+    told = {path.name: [clean(read_text(path.with_suffix(".txt")))] for path in texts}
     if file is not None:
         told = captions_by_file(file)
     pairs = [Content(one_of(told[path.name], seed, path.name), path) for path in pictures if told.get(path.name)]
