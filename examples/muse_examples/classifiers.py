@@ -2,6 +2,7 @@
 """What a classifier sees in a picture, and the folder that makes one load anywhere: weights, code, processor, card."""
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -104,6 +105,21 @@ def label_probabilities(classifier: PreTrainedModel, pixels: torch.Tensor) -> li
     logits = classifier(pixel_values=pixels.to(classifier.device, classifier.dtype)).logits.float()
     labels = [classifier.config.id2label[index] for index in range(logits.shape[-1])]
     return [dict(zip(labels, row)) for row in logits.softmax(dim=-1).tolist()]
+
+
+def label_names(classifier: PreTrainedModel) -> list[str]:
+    """The classifier's labels, in the order of its logits."""
+    id2label = classifier.config.id2label
+    return [id2label[index] for index in sorted(id2label)]
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Tells models apart by their weights, whatever they are called."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def read_model(path: Path) -> PreTrainedModel:
