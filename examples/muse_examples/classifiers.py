@@ -31,6 +31,14 @@ MOST_DEGRADED = (512, 512)  # px of pictures that are degraded; more would take 
 # --------------------------------------------------------------------------------------
 
 
+def cut_to_shape(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The largest part around the middle of a picture that has the shape of `size`, height and width."""
+    scale = min(image.height / size[0], image.width / size[1])
+    height, width = (max(1, round(scale * side)) for side in size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def picture_pixels(
     image: Image.Image, spec: PixelSpec, center_crop: bool = False, copies: int | None = None
 ) -> torch.Tensor:
@@ -49,10 +57,7 @@ def picture_pixels(
     """
     image = to_rgb(image)
     if center_crop:
-        scale = min(image.height / spec.size[0], image.width / spec.size[1])
-        height, width = (max(1, round(scale * side)) for side in spec.size)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
+        image = cut_to_shape(image, spec.size)
     if copies is not None:
         image = image.copy()
         image.thumbnail(MOST_DEGRADED)
