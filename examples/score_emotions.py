@@ -19,7 +19,6 @@ same in every run: accuracy and recall on these tell an emotion that is there fr
 
 import argparse
 import csv
-import hashlib
 import io
 import json
 import math
@@ -33,7 +32,13 @@ from typing import Any
 import torch
 from accelerate.utils import tqdm
 from muse_examples import REPOSITORY
-from muse_examples.classifiers import label_probabilities, load_classifier, picture_pixels
+from muse_examples.classifiers import (
+    fingerprint,
+    label_names,
+    label_probabilities,
+    load_classifier,
+    picture_pixels,
+)
 from muse_examples.contact_sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER, Cell, contact_sheet, save
 from muse_examples.degradations import COPIES
 from muse_examples.files import write_whole
@@ -108,15 +113,6 @@ def find_pictures(args: argparse.Namespace, suffixes: Collection[str] = PICTURES
     )
 
 
-def fingerprint(classifier: PreTrainedModel) -> str:
-    """Tells classifiers apart by their weights, whatever they are called."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(classifier.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
 # --------------------------------------------------------------------------------------
 # Scores
 # --------------------------------------------------------------------------------------
@@ -142,12 +138,6 @@ def claim_output(args: argparse.Namespace, classifier: PreTrainedModel, spec: Pi
                 f" {known.get('folder')!r}, with other {', '.join(others)}. Choose another, or delete it."
             )
     write_whole(path, json.dumps({"classifier": args.classifier, **settings}, indent=2) + "\n")
-
-
-def label_names(classifier: PreTrainedModel) -> list[str]:
-    """The classifier's labels, in the order of its logits."""
-    id2label = classifier.config.id2label
-    return [id2label[index] for index in sorted(id2label)]
 
 
 def read_rows(path: Path) -> dict[str, Row]:

@@ -2,6 +2,7 @@
 """What a classifier sees in a picture, and the folder that makes one load anywhere: weights, code, processor, card."""
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -30,6 +31,14 @@ MOST_DEGRADED = (512, 512)  # px of pictures that are degraded; more would take 
 # --------------------------------------------------------------------------------------
 
 
+def cut_to_shape(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The largest part around the middle of a picture that has the shape of `size`, height and width."""
+    scale = min(image.height / size[0], image.width / size[1])
+    height, width = (max(1, round(scale * side)) for side in size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def picture_pixels(
     image: Image.Image, spec: PixelSpec, center_crop: bool = False, copies: int | None = None
 ) -> torch.Tensor:
@@ -48,10 +57,7 @@ def picture_pixels(
     """
     image = to_rgb(image)
     if center_crop:
-        scale = min(image.height / spec.size[0], image.width / spec.size[1])
-        height, width = (max(1, round(scale * side)) for side in spec.size)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
+        image = cut_to_shape(image, spec.size)
     if copies is not None:
         image = image.copy()
         image.thumbnail(MOST_DEGRADED)
@@ -104,6 +110,21 @@ def label_probabilities(classifier: PreTrainedModel, pixels: torch.Tensor) -> li
     logits = classifier(pixel_values=pixels.to(classifier.device, classifier.dtype)).logits.float()
     labels = [classifier.config.id2label[index] for index in range(logits.shape[-1])]
     return [dict(zip(labels, row)) for row in logits.softmax(dim=-1).tolist()]
+
+
+def label_names(classifier: PreTrainedModel) -> list[str]:
+    """The classifier's labels, in the order of its logits."""
+    id2label = classifier.config.id2label
+    return [id2label[index] for index in sorted(id2label)]
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Tells models apart by their weights, whatever they are called."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def read_model(path: Path) -> PreTrainedModel:

@@ -46,14 +46,24 @@ def judges() -> dict[str, Path]:
     return {name: REPOSITORY / path for named in found for name, path in named.items()}
 
 
+def clips() -> dict[str, dict[str, Path]]:
+    """The CLIPs that examples bring and that never guide, by name: the "model" and the folder of its "tokenizer"."""
+    found = [settings.get("clips", {}) for settings in registered()]
+    return {
+        name: {part: REPOSITORY / path for part, path in paths.items()}
+        for named in found
+        for name, paths in named.items()
+    }
+
+
 def settings_of(base: str) -> dict[str, Any]:
     """
     What suits a checkpoint that an example brings.
 
     An example's folder registers its checkpoints in a `settings.json`: "checkpoints" are their `model_index.json`, by
     which they are known wherever they lie, "call" the arguments of the pipeline that suit them, "judge" a classifier
-    that never guides, "judges" all of these by name, and "preview_vae" the config of a small decoder. Paths are
-    relative to the repository.
+    that never guides, "judges" all of these by name, "clips" what [`clips`] tells of, and "preview_vae" the config of
+    a small decoder. Paths are relative to the repository.
 
     Args:
         base (`str`): A path or a Hub id.
@@ -133,6 +143,12 @@ def check_emotions(emotions: Sequence[Emotion], labels: Sequence[str] | None) ->
             normalize_emotion(emotion, [*labels, *other_words(emotions, labels)])
 
 
+def one_load_at_a_time() -> FileLock:
+    """Each load copies custom code into one cache: another process would read a file that is half there."""
+    Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
+    return FileLock(Path(HF_MODULES_CACHE) / "muse.lock")
+
+
 def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
     """
     Loads the base of `options.add_model_options` as a `MusePipeline`, with the models that it lacks, on its device.
@@ -159,9 +175,7 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
     if lacks("clip_model", args.base, args.revision):
         check_source("clip", args.clip)
         models["clip_model"] = CLIPModel.from_pretrained(args.clip, dtype=dtype).eval()
-    # Each load copies the custom code into one cache: another process would read a file that is half there.
-    Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
-    with FileLock(Path(HF_MODULES_CACHE) / "muse.lock"):
+    with one_load_at_a_time():
         pipe = DiffusionPipeline.from_pretrained(
             args.base,
             revision=args.revision,
