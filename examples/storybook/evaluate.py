@@ -34,6 +34,7 @@ from common import frechet_distance
 from judges import load_judge
 from modeling_simemo import SimEmoForImageClassification
 from muse_examples.degradations import COPIES, MOST, degraded
+from muse_examples.evaluation.universal_guidance import universal_guidance
 from muse_examples.measuring import processor
 from muse_examples.pipelines import settings_of
 from repository import ROOT
@@ -41,7 +42,7 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer, PreTrainedModel
 from world import CUES, EMOTIONS, PLACES, SUBJECTS, contact_sheet, content_prompt, render, sample_scene
 
-from pipeline_muse import MusePipeline, PixelSpec, frozen, predict_x0, signal_level
+from pipeline_muse import MusePipeline, PixelSpec
 from pipeline_muse_xl import MuseXLPipeline
 
 
@@ -100,38 +101,6 @@ def editing_settings(xl: bool = False) -> list[Setting]:
 # --------------------------------------------------------------------------------------
 # Making images
 # --------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def universal_guidance(pipe: MusePipeline, prompts: list[str], emotions: list[str], weight: float, **call) -> list:
-    """
-    Forward universal guidance (https://huggingface.co/papers/2302.07121, Eq. 6) with the same networks and DDIM:
-    `eps + weight * sqrt(1 - a) * grad_z CE(classifier(decode(x0(z))))`, without self-recurrence.
-    """
-    pipe.scheduler.set_timesteps(call["num_inference_steps"])
-    prompt_embeds, null_embeds = pipe.encode_prompt(prompts, "cpu", 1, True)
-    embeds = torch.cat([null_embeds, prompt_embeds])
-    size = pipe.unet.config.sample_size
-    shape = (1, pipe.unet.config.in_channels, size, size)
-    latents = torch.cat([torch.randn(shape, generator=generator) for generator in call["generator"]]).to(embeds)
-    labels = torch.tensor([pipe.emotion_labels.index(emotion) for emotion in emotions])
-    spec = PixelSpec.from_classifier(pipe.emotion_classifier)
-    with frozen(pipe.unet, pipe.vae, pipe.emotion_classifier):
-        for t in pipe.scheduler.timesteps:
-            alpha = signal_level(pipe.scheduler, t)
-            with torch.enable_grad():
-                z = latents.clone().requires_grad_()
-                null, cond = pipe.unet(torch.cat([z, z]), t, encoder_hidden_states=embeds).sample.chunk(2)
-                noise_pred = torch.lerp(null, cond, call["guidance_scale"])
-                x0 = predict_x0(z, noise_pred, alpha, pipe.scheduler.config.prediction_type)
-                image = pipe.vae.decode((x0 / pipe.vae.config.scaling_factor).to(embeds)).sample
-                logits = pipe.emotion_classifier(pixel_values=spec.prepare(image)).logits
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                gradient = torch.autograd.grad(loss, z)[0]
-            noise_pred = noise_pred.detach() + weight * float(1 - alpha) ** 0.5 * gradient
-            latents = pipe.scheduler.step(noise_pred, t, latents).prev_sample
-        image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-    return pipe.image_processor.postprocess(image, output_type="pil")
 
 
 def make_images(pipe: MusePipeline, setting: Setting, items: list[dict], call: dict) -> tuple[list, list[dict]]:
