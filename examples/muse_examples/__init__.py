@@ -14,6 +14,7 @@ without being installed.
 - `architectures`, `measuring`: the real networks with random weights; time, memory and machine
 - `forms`, `watching`, `wheel`: of the app: what it is asked for, a call followed and ended, the wheel to click on
 - `captions`: pictures put into words
+- `blind`: sheets and forms on which people guess
 - `contact_sheets`, `files`: pictures side by side; files that are there whole or not at all
 """
 
