@@ -11,6 +11,7 @@ import score_emotions
 import tiny_models
 import torch
 from blind_test import Picture, figures, mean_ranks, order_of, read_guesses, results, whole_word
+from muse_examples.blind import make_rater_sheets
 from muse_examples.classifiers import picture_pixels
 from muse_examples.degradations import COPIES, degraded
 from muse_examples.metrics import wilson_interval
@@ -111,6 +112,18 @@ def test_comparisons_show_each_method_once(runs, tmp_path):
         assert len({entry["content"] for entry in group}) == 1 and group[0]["emotion"] in question["text"]
         assert question["take"] == 2 and question["choices"] == ["A", "B"]
     assert len({tuple(entry["method"] for entry in group) for group in key["ranks"].values()}) == 2, "in random order"
+
+
+def test_sheets_of_rows_by_name_and_as_many_as_are_asked_for(runs, tmp_path):
+    folders = dict(zip(("MUSE, η = 20", "stock"), runs))
+    written = make_rater_sheets(folders, tmp_path / "raters", pictures=5, seed=1, comparisons=3)
+    assert written == (5, 3, 0)
+    key = json.loads((tmp_path / "raters_key.json").read_text())
+    assert key["folders"] == {name: str(folder.resolve()) for name, folder in folders.items()}
+    assert len(key["pictures"]) == 5 and list(key["ranks"]) == ["R1", "R2", "R3"]
+    assert {entry["method"] for entry in key["pictures"].values()} <= folders.keys()
+    with pytest.raises(ValueError, match="raters' is not empty"):
+        make_rater_sheets(folders, tmp_path / "raters")
 
 
 def test_wilsons_interval():
