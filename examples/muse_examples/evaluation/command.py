@@ -33,7 +33,7 @@ from pipeline_muse import MIKELS_WHEEL, MusePipeline
 
 
 TABLES = {"generation": "generation", "editing": "editing", "terms": "generation", "thresholds": "generation"}
-TABLES |= {"guides": "generation"}  # table -> task
+TABLES |= {"guides": "generation", "methods": "generation"}  # table -> task
 STAGES = ("make", "judge", "report")
 
 
@@ -171,6 +171,8 @@ def add_column_options(parser: argparse.ArgumentParser) -> None:
         default="corrected",
         help="of diversity and MSE: as they should be, or as published scripts compute them. Default: %(default)s.",
     )
+    group.add_argument("--resamples", type=positive_int, default=2000, help="of intervals. Default: %(default)s.")
+    group.add_argument("--trust_remote_code", action="store_true", help="run code that judges bring")
     group.add_argument(
         "--rater_pictures", type=positive_int, default=64, help="of each table's blind test. Default: %(default)s."
     )
@@ -261,7 +263,7 @@ def guide_rows(args: argparse.Namespace) -> list[Method]:
 
 
 ROWS = {"generation": generation_rows, "editing": editing_rows, "terms": term_rows}
-ROWS |= {"thresholds": threshold_rows, "guides": guide_rows}
+ROWS |= {"thresholds": threshold_rows, "guides": guide_rows, "methods": lambda args: []}
 
 
 def tables_of(args: argparse.Namespace) -> dict[str, list[Method]]:
@@ -269,7 +271,9 @@ def tables_of(args: argparse.Namespace) -> dict[str, list[Method]]:
     own = [method for path in args.methods for method in load_methods(path)]
     found = {}
     for table in args.table:
-        methods = ROWS[table](args) + [method for method in own if table == method.task]
+        methods = ROWS[table](args) + [
+            method for method in own if (TABLES[table] if table == "methods" else table) == method.task
+        ]
         if args.rows:
             methods = [method for method in methods if any(part in method.name for part in args.rows)]
         if len({slug(method.name) for method in methods}) < len(methods):
@@ -321,7 +325,7 @@ def run(args: argparse.Namespace, state: PartialState) -> None:
     del studio
     state.wait_for_everyone()
     if "judge" in args.stage:
-        judge_rows(args, tables, cases, state)
+        judge_rows(args, tables, TABLES, cases, state)
     state.wait_for_everyone()
     if "report" in args.stage and state.is_main_process:
-        report(args, tables, cases)
+        report(args, tables, TABLES, cases)
