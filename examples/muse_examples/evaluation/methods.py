@@ -16,6 +16,7 @@ which `evaluate.py --methods FILE` adds to the tables of its task.
 
 import argparse
 import importlib.util
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +28,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from muse_examples.options import call_options
-from muse_examples.pipelines import generators, load_pipeline
+from muse_examples.pipelines import DTYPES, generators, load_pipeline
 from muse_examples.runs import Job, Made, run_batch
 from pipeline_muse import DTYPE_ARGUMENT, MusePipeline
 
@@ -69,19 +70,21 @@ class Studio:
 
         Args:
             kind (`type[DiffusionPipeline]`): The class.
-            checkpoint (`str`, *optional*): What to load, a Hub id or a path; by default it shares the base's models.
+            checkpoint (`str`, *optional*): What to load, a Hub id or a path; by default it shares the base's models
+                and settings, but has a scheduler of its own.
 
         Returns:
             `DiffusionPipeline`: The pipeline, the same for every call with the same arguments.
+
+        Raises:
+            ValueError: If the class needs something that the base does not have.
         """
         if (kind, checkpoint) not in self._others:
             if checkpoint is None:
-                known = {
-                    name: part for name, part in self.pipe.components.items() if name in kind._get_signature_types()
-                }
-                other = kind(**known)
+                other = sharing(self.pipe, kind)
             else:
-                other = kind.from_pretrained(checkpoint, **{DTYPE_ARGUMENT: self.pipe.dtype}).to(self.device)
+                dtype = {DTYPE_ARGUMENT: DTYPES[self.args.dtype]}
+                other = kind.from_pretrained(checkpoint, **dtype).to(self.device)
             other.set_progress_bar_config(leave=False, disable=True)
             self._others[kind, checkpoint] = other
         return self._others[kind, checkpoint]
@@ -89,6 +92,24 @@ class Studio:
     def generators(self, jobs: Sequence[Job]) -> list[torch.Generator]:
         """The source of noise of each job, on the CPU, so that devices agree and all rows start from the same."""
         return [generators(job.seed, 1)[0] for job in jobs]
+
+
+def sharing(pipe: DiffusionPipeline, kind: type[DiffusionPipeline]) -> DiffusionPipeline:
+    """
+    A pipeline of class `kind` around the models and settings of another, but with a scheduler of its own, as these
+    have a state. Models keep their dtypes, which upstream's `from_pipe` casts.
+
+    Raises:
+        ValueError: If the class needs something that `pipe` does not have.
+    """
+    parameters = inspect.signature(kind.__init__).parameters
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    own = {"scheduler": scheduler, "add_watermarker": getattr(pipe, "watermark", None) is not None}
+    known = {"self": None, **pipe.config, **pipe.components, **own}
+    missing = [name for name, one in parameters.items() if one.default is one.empty and name not in known]
+    if missing:
+        raise ValueError(f"{kind.__name__} needs {', '.join(missing)}, which {type(pipe).__name__} does not have.")
+    return kind(**{name: known[name] for name in parameters if name in known and name != "self"})
 
 
 Make = Callable[[Studio, Sequence[Job]], Sequence[Made | Image.Image]]
@@ -185,7 +206,12 @@ def without_emotion(job: Job, prompt: str | None = None) -> Job:
 
 def with_word(job: Job) -> str:
     """A prompt that asks for the emotion in words."""
-    return f"{job.prompt}, {job.emotion}"
+    return f"{job.prompt}, {in_words(job)}"
+
+
+def in_words(job: Job) -> str:
+    """A job's emotion, such as "awe"; of a mixture the labels, such as "awe and fear"."""
+    return job.emotion if isinstance(job.emotion, str) else " and ".join(job.emotion or {})
 
 
 def twice(steps: int) -> tuple[int, int]:

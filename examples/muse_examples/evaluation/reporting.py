@@ -7,7 +7,6 @@ Judges asked about all rows, and what they say as tables and figures.
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from PIL import Image
 
@@ -44,7 +42,6 @@ from muse_examples.evaluation.judges import (
 )
 from muse_examples.evaluation.making import row_folder, slug
 from muse_examples.evaluation.measures import (
-    Estimate,
     Statistics,
     confusion,
     cosine,
