@@ -283,10 +283,13 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sequential_cpu_offload", action="store_true", help="keep idle layers in main memory (slow)")
 
 
-def add_guidance_options(parser: argparse.ArgumentParser) -> None:
+def add_guidance_options(parser: argparse.ArgumentParser, preset: bool = True) -> None:
     """Adds the pipeline's own arguments; where one is not given, the preset's value holds."""
     group = parser.add_argument_group("guidance")
-    group.add_argument("--preset", choices=MusePipeline.presets, help="a set of what stands below; what is given wins")
+    if preset:
+        group.add_argument(
+            "--preset", choices=MusePipeline.presets, help="a set of what stands below; what is given wins"
+        )
     group.add_argument("--num_inference_steps", type=positive_int, help="denoising steps")
     group.add_argument("--guidance_scale", type=float)
     group.add_argument(

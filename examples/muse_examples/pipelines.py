@@ -60,10 +60,10 @@ def settings_of(base: str) -> dict[str, Any]:
     """
     What suits a checkpoint that an example brings.
 
-    An example's folder registers its checkpoints in a `settings.json`: "checkpoints" are their `model_index.json`, by
-    which they are known wherever they lie, "call" the arguments of the pipeline that suit them, "judge" a classifier
-    that never guides, "judges" all of these by name, "clips" what [`clips`] tells of, and "preview_vae" the config of
-    a small decoder. Paths are relative to the repository.
+    An example's folder registers its checkpoints in a `settings.json`: "name" is what they are called, "checkpoints"
+    their `model_index.json`, by which they are known wherever they lie, "call" the arguments of the pipeline that suit
+    them, "judge" a classifier that never guides, "judges" all of these by name, "clips" what [`clips`] tells of, and
+    "preview_vae" the config of a small decoder. Paths are relative to the repository.
 
     Args:
         base (`str`): A path or a Hub id.

@@ -136,7 +136,7 @@ def as_method(row: Row) -> Method:
         if row.preset is None:
             asked = [without_emotion(job, with_word(job) if row.name == WORD else None) for job in jobs]
             return run_batch(studio.pipe, asked, **call)
-        call |= {"preset": row.preset} | row.changes
+        call |= studio.settings | {"preset": row.preset} | row.changes
         if row.library:
             call["emotion_tokens"] = load_file(LIBRARY)
         with dressed(studio.pipe, row) as pipe:

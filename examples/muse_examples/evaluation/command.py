@@ -67,7 +67,7 @@ def parse_args(arguments: Sequence[str] | None = None, description: str | None =
     parser.add_argument("--batch_size", type=positive_int, default=1, help="pictures at a time")
     add_size_options(parser)
     add_model_options(parser, guide="--guide")
-    add_guidance_options(parser)
+    add_guidance_options(parser, preset=False)
     add_memory_options(parser)
     args = parser.parse_args(arguments)
     check_size(parser, args)
@@ -114,6 +114,13 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--edit_strengths", nargs="+", type=share, default=[1.0], help="of edits by MUSE. Default: %(default)s."
+    )
+    group.add_argument(
+        "--edit_references",
+        nargs="+",
+        choices=("null", "source"),
+        default=["null"],
+        help="prompts that guidance leads away from in these. Default: %(default)s.",
     )
     group.add_argument("--sdedit_strengths", nargs="*", type=share, default=[0.5], help="Default: %(default)s.")
     group.add_argument("--ledits", action="store_true", help="a row of LEDITS++ on the base")

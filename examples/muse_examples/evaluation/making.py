@@ -77,7 +77,7 @@ def row_folder(output_dir: Path, name: str) -> Path:
 def row_settings(args: argparse.Namespace, method: Method) -> Record:
     """What the pictures of a row have in common, as JSON; a folder is of one such row."""
     common = {name: getattr(args, name) for name in COMMON + CALL_OPTIONS if getattr(args, name, None) is not None}
-    common |= {"defaults of the base": settings_of(args.base), "device": torch.device(args.device).type}
+    common |= {"call": settings_of(args.base).get("call", {}), "device": torch.device(args.device).type}
     row = {"row": method.name, "task": method.task, "settings": dict(method.settings)}
     return json.loads(json.dumps(row | common, default=digest))
 

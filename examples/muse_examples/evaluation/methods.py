@@ -34,6 +34,7 @@ from pipeline_muse import DTYPE_ARGUMENT, MusePipeline
 
 
 TASKS = ("generation", "editing")
+EVERY_ROW = ("height", "width", "num_inference_steps", "guidance_scale")
 
 
 class Studio:
@@ -45,12 +46,15 @@ class Studio:
 
     Attributes:
         call (`dict[str, Any]`): The arguments that every row has, such as `num_inference_steps`.
+        settings (`dict[str, Any]`): Further arguments of MUSE's rows, where the row does not set them.
         device (`torch.device`): Where the base runs.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, torch.device(args.device)
-        self.call = call_options(args)
+        given = call_options(args)
+        self.call = {name: given[name] for name in given if name in EVERY_ROW}
+        self.settings = {name: given[name] for name in given if name not in EVERY_ROW}
         self._others: dict[tuple[type, str | None], DiffusionPipeline] = {}
 
     @cached_property
@@ -246,7 +250,7 @@ def muse(name: str, task: str = "generation", guide: str | None = None, **settin
         if given.get("negative_prompt") == "source":
             given["negative_prompt"] = [job.prompt for job in jobs]
         with guided_by(studio.pipe, guide):
-            return run_batch(studio.pipe, jobs, **{**studio.call, **given})
+            return run_batch(studio.pipe, jobs, **{**studio.call, **studio.settings, **given})
 
     def calls(steps: int) -> tuple[int, int]:
         defaults = MusePipeline.presets[settings.get("preset", "full")]
@@ -254,7 +258,7 @@ def muse(name: str, task: str = "generation", guide: str | None = None, **settin
             settings.get(key, defaults.get(key, otherwise))
             for key, otherwise in (("max_inner_steps", 10), ("update_interval", 1))
         )
-        walked = round(steps * settings.get("strength", 0.75)) if task == "editing" else steps
+        walked = round(steps * settings.get("strength", 1.0)) if task == "editing" else steps
         looks = -(-walked // interval)
         return 2 * walked + (walked if task == "editing" else 0) + looks * inner, looks * inner
 

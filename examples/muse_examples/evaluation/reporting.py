@@ -9,9 +9,11 @@ import argparse
 import json
 import statistics
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from muse_examples.blind import key_path, make_rater_sheets
+from muse_examples.classifiers import public_name
 from muse_examples.contact_sheets import save
 from muse_examples.evaluation.data import Case, Shown, shown_elsewhere, shown_of
 from muse_examples.evaluation.figures import (
@@ -132,7 +135,9 @@ def rows_of(
     """The rows of a table that have pictures; those of other programs stand in the tables of whole methods."""
     found = {}
     for name, folder in args.folder if table == task else []:
-        found[name] = Row(name, shown_elsewhere(folder, cases[task], args.emotion))
+        shown = shown_elsewhere(folder, cases[task], args.emotion)
+        if task == "generation" or all(one.source for one in shown):
+            found[name] = Row(name, shown)
     for method in methods:
         shown = shown_of(cases[task], row_folder(args.output_dir, method.name))
         if shown:
@@ -141,7 +146,7 @@ def rows_of(
 
 
 def emotion_judges(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Names and sources of the classifiers: those that are asked for, else the guide and those that the base brings."""
+    """Names and sources of the classifiers: those asked for, else the guide and those that the base brings."""
     if args.judges:
         return args.judges
     own = Path(args.base) / "emotion_classifier"
@@ -203,18 +208,16 @@ def judge_rows(
     sources = list(dict.fromkeys(path for row in rows.values() for path in row.source_paths))
     if sources:
         asked[SOURCES] = (sources, [None] * len(sources))
-    bar = {"position": state.local_process_index}
-    turn = 0
+    bar = {"position": state.local_process_index, "leave": False}
+    turn = count()
     for judge in judges_of(args):
         with judge:
             for name, (paths, prompts) in asked.items():
-                if turn % state.num_processes == state.process_index:
+                if next(turn) % state.num_processes == state.process_index:
                     ask(judge, name, paths, prompts, args.output_dir, **bar)
-                turn += 1
             for file, paths in references_of(args, judge):
-                if turn % state.num_processes == state.process_index:
+                if next(turn) % state.num_processes == state.process_index:
                     reference_statistics(judge, feature_of(judge), paths, file, isinstance(judge, ClipJudge), **bar)
-                turn += 1
 
 
 def feature_of(judge: Judge) -> str:
@@ -274,7 +277,7 @@ def main_figures(args: argparse.Namespace, row: Row, estimate: Any) -> Figures:
         likeness = cosine(row.answers[name]["image"], row.sources[name]["image"])
         found[Column("image similarity", digits=2, better="higher")] = estimate(likeness, row.contents)
     if seconds := row.told("seconds"):
-        found[Column("seconds", unit="s", digits=2, better="lower")] = statistics.median(seconds)
+        found[Column("seconds", digits=2, better="lower")] = statistics.median(seconds)
     if memory := row.told("peak_memory"):
         found[Column("peak memory", unit="GiB", factor=2**-30, better="lower")] = max(memory)
     return found
@@ -294,7 +297,8 @@ def distances(args: argparse.Namespace, row: Row) -> Figures:
             if reference.mean.shape[0] != features.shape[1]:  # statistics that were saved of other features
                 continue
             column = Column(f"FID {name}" + (f", {clip}" if by_clip else ""), digits=2, better="lower")
-            found[column] = frechet_distance(Statistics.of(features), reference) * (100 if by_clip else 1)
+            with warnings.catch_warnings(action="ignore"):  # the heading says it once
+                found[column] = frechet_distance(Statistics.of(features), reference) * (100 if by_clip else 1)
     return found
 
 
@@ -434,16 +438,21 @@ def heading(args: argparse.Namespace, table: str, cases: Sequence[Case], rows: M
     runs = json.loads(read_text(args.output_dir / "run.json"))["runs"]
     last = next((run for run in reversed(runs) if "make" in run["arguments"]["stage"]), runs[-1])
     contents, steps = len({case.content for case in cases}), args.num_inference_steps
+    labels = len(next(iter(rows.values())).answers[honest_judge(args)].labels)
+    base = settings_of(args.base).get("name") or public_name(args.base)
+    guide = public_name(args.classifier) if args.classifier else "the base's own classifier"
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     made = {len(row.shown) for row in rows.values()}
     pictures = f"{min(made)}" if len(made) == 1 else f"{min(made)} to {max(made)}"
     walked = f", {steps} steps" if steps else ""
     return (
-        f"Table “{table}” of `examples/evaluate.py`: {args.base}{walked}, {args.dtype}, {pictures} pictures a row of"
-        f" {contents} contents and {len(args.emotion)} emotions. Chance is {100 / len(args.emotion):.1f} %. In"
-        f" brackets: 95 % intervals, resampled by content. Made on {last['device']} by {last['processes']} process(es) in"
-        f" batches of {args.batch_size}; {versions}, commit {last['commit'] or 'unknown'}. Guided by"
-        f" {args.classifier or 'the classifier of the base'}, which is no judge of itself."
+        f"Table “{table}” of `examples/evaluate.py`: {base}{walked}, {args.dtype}, {pictures} pictures a row of"
+        f" {contents} contents and {len(args.emotion)} emotions. Chance is {100 / labels:.1f} %. In"
+        f" brackets: 95 % intervals, resampled by content. Made on {last['device']} by {last['processes']} process(es)"
+        f" in batches of {args.batch_size}; {versions}, commit {last['commit'] or 'unknown'}. Guided by"
+        f" {guide}, which is no judge of itself."
+        + " FID depends on the number of pictures where that is no larger than features have dimensions."
+        * bool(args.fid)
     )
 
 
