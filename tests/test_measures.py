@@ -334,6 +334,7 @@ def test_pairs_can_be_drawn_instead_of_taken_all():
     seen.clear()
     measures.pair_diversity(range(12), ["awe"] * 12, distance, pairs=20)
     assert len(seen) == len(set(seen)) == 20 and all(first < second for first, second in seen)
+    assert {first for first, _ in seen} != {0, 1}, "not those that come first"
 
 
 def test_the_variance_within_a_class_is_that_of_directions(source):

@@ -315,7 +315,7 @@ class InceptionJudge(Judge):
     torch-fidelity's Inception, whose features, "features" `(n, 2048)`, the FID is of. The source is a file of its
     weights, or "inception" for those that torch-fidelity downloads. Runs in float32.
 
-    Not run here: written after torch-fidelity 0.4, which the extra `paper` installs.
+    Not run here with its weights, for want of torchvision: written after torch-fidelity 0.4, of the extra `paper`.
     """
 
     name: str = "inception"
@@ -345,7 +345,7 @@ def lpips_distance(device: str = "cpu", net: str = "alex") -> Callable[[np.ndarr
     """
     LPIPS, of two pictures as from `measures.network_pixels`.
 
-    Not run here: written after lpips 0.1.4, which the extra `paper` installs, and which downloads weights.
+    Not run here with its weights, for want of torchvision: written after lpips 0.1.4, of the extra `paper`.
 
     Args:
         device (`str`, defaults to `"cpu"`): Where it runs.
