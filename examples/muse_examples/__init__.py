@@ -15,7 +15,7 @@ without being installed.
 - `forms`, `watching`, `wheel`: of the app: what it is asked for, a call followed and ended, the wheel to click on
 - `captions`: pictures put into words
 - `blind`: sheets and forms on which people guess
-- `contact_sheets`, `files`: pictures side by side; files that are there whole or not at all
+- `contact_sheets`, `plots`, `files`: pictures side by side; plots; files that are there whole or not at all
 """
 
 import logging
