@@ -18,7 +18,7 @@ without being installed.
 - `captions`: pictures put into words
 - `evaluation`: the paper's tables and figures
 - `blind`: sheets and forms on which people guess
-- `contact_sheets`, `files`: pictures side by side; files that are there whole or not at all
+- `contact_sheets`, `plots`, `files`: pictures side by side; plots; files that are there whole or not at all
 """
 
 import logging

@@ -13,6 +13,7 @@ from modeling_simemo import SimEmoConfig
 from muse_examples.classifiers import model_card
 from muse_examples.contact_sheets import BAD, FAINT, INK
 from muse_examples.metrics import BINS, calibration_bins, calibration_error
+from muse_examples.plots import confusion_figure, save_figure
 
 
 # --------------------------------------------------------------------------------------------------- pictures
@@ -20,20 +21,7 @@ from muse_examples.metrics import BINS, calibration_bins, calibration_error
 
 def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
     """Draws a confusion matrix in per cent of the true class, with the number of pictures of each class."""
-    counts = torch.tensor(matrix, dtype=torch.float64)
-    totals = counts.sum(dim=1)
-    shares = 100 * counts / totals.clamp(min=1)[:, None]
-    side = 2.4 + 0.55 * len(names)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), [f"{name} ({int(total)})" for name, total in zip(names, totals)])
-    axes.set(xlabel="answer", ylabel="truth (pictures)", title="answers in % of the truth")
-    for row, column in ((i, j) for i in range(len(names)) for j in range(len(names))):
-        share = shares[row, column].item()
-        axes.text(column, row, f"{share:.0f}", ha="center", va="center", color="white" if share > 55 else INK)
-    figure.savefig(path, dpi=90)
+    save_figure(confusion_figure(matrix, names), path, dpi=90)
 
 
 def draw_reliability(before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, path: Path) -> None:

@@ -93,7 +93,8 @@ def roles_of(trace: MuseTrace) -> dict[str, list[str]]:
 
     Returns:
         `dict[str, list[str]]`: The labels of the "target", of the "inherent" emotion where that is no target, and
-        those "similar" to the target: its neighbours on the wheel that have its valence. A list may be empty.
+        those "similar" to the target: its neighbours on the wheel that have its valence. A list may be empty, and the
+        inherent emotion be a similar one.
     """
     near = {other for label in trace.emotion for other in wheel_neighbors(label)} - set(trace.emotion)
     return {
@@ -189,7 +190,7 @@ def role_of(entry: Record, answer: str) -> str:
     """What an answer is to a picture: "target", "inherent", "similar" or "other"."""
     emotion = entry["emotion"]
     trace = MuseTrace([answer], {emotion: 1.0} if isinstance(emotion, str) else emotion or {})
-    trace.inherent_emotion = entry.get("inherent_emotion") or entry.get("trace", {}).get("inherent_emotion")
+    trace.inherent_emotion = entry.get("inherent_emotion") or (entry.get("trace") or {}).get("inherent_emotion")
     return next((role for role, labels in roles_of(trace).items() if answer in labels), "other")
 
 
@@ -275,9 +276,9 @@ def draw_curves(axes: "Axes", title: str, traces: Sequence[MuseTrace]) -> None:
 def spread_ticks(places: Sequence[int], least: float) -> list[int]:
     """The numbers of places, from the first on, of which none is nearer to the one before than `least`."""
     chosen: list[int] = []
-    for number_of_place, place in enumerate(places):
+    for index, place in enumerate(places):
         if not chosen or place - places[chosen[-1]] >= least:
-            chosen.append(number_of_place)
+            chosen.append(index)
     return chosen
 
 
@@ -357,17 +358,19 @@ def feature_map_figure(
     arrays = [np.asarray(features) for features, _ in rows.values()]
     places = tsne(np.concatenate(arrays) if arrays else arrays, seed)
     colors = label_colors(emotion for _, emotions in rows.values() for emotion in emotions)
+    middle, reach = (places.max(axis=0) + places.min(axis=0)) / 2, 0.54 * np.ptp(places, axis=0).max()
+    sides = [(center - reach, center + reach) for center in middle]
     lines, columns = panels(len(rows))
-    figure = new_figure(max(7.0, 3.9 * columns), 4.1 * lines + 0.8)
+    figure = new_figure(max(7.0, 3.9 * columns), 4.3 * lines + 0.8)
     ends = [0, *accumulate(len(array) for array in arrays)]
     for place, (name, (_, emotions)) in enumerate(rows.items()):
         axes = figure.add_subplot(lines, columns, place + 1)
         own = places[ends[place] : ends[place + 1]]
         axes.scatter(places[:, 0], places[:, 1], color="#e4e3de", s=10, linewidths=0)
         axes.scatter(own[:, 0], own[:, 1], color=[colors[emotion] for emotion in emotions], s=22, linewidths=0)
-        told = f"\nintra-class variance {number(variances[name], Column('', digits=3))}" if variances else ""
+        told = f"\nintra-class variance {number(variances.get(name), Column('', digits=3))}" if variances else ""
         axes.set_title(textwrap.fill(name, 38) + told, fontsize=11)
-        axes.set(xticks=[], yticks=[], facecolor=PAPER, aspect="equal")
+        axes.set(xticks=[], yticks=[], xlim=sides[0], ylim=sides[1], facecolor=PAPER, aspect="equal")
         axes.spines[:].set_color("#d8d6cf")
     handles = [figure.axes[0].scatter([], [], color=color, s=40, label=label) for label, color in colors.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=8 if columns > 2 else 4, frameon=False)
@@ -456,8 +459,8 @@ def point_of(value: Number, column: Column) -> Estimate:
     """A number in the column's unit, with its interval; without one it is its own."""
     if value is None:
         return Estimate(math.nan, math.nan, math.nan)
-    ends = value if isinstance(value, Estimate) else Estimate(value)
-    return Estimate(*(column.factor * (ends.value if end is None else end) for end in ends))
+    ends = value if isinstance(value, Estimate) else Estimate(value, value, value)
+    return Estimate(*(column.factor * end for end in ends))
 
 
 # --------------------------------------------------------------------------------------
@@ -497,7 +500,7 @@ def scatter_figure(table: Table, x: Column, y: Column, title: str = "") -> "Figu
     axes.set(xlabel=x.heading, ylabel=y.heading, title=title)
     plain_axes(axes)
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
-    figure.canvas.draw()  # settles where points lie
+    figure.draw_without_rendering()  # settles where points lie
     where = axes.transData.transform([(across.value, up.value) for across, up in both.values()]) * 72 / figure.dpi
     for place, ((across, up), offset) in enumerate(zip(both.values(), label_offsets(where))):
         text: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8}
