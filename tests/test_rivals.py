@@ -113,7 +113,7 @@ def test_calls_are_those_of_the_network(pipe, row, jobs, monkeypatch):
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", count)
     row(studio_of(pipe), jobs)
-    assert row.calls(STEPS) == (sum(rows) / len(jobs), 0)
+    assert row.calls(STEPS, {}) == (sum(rows) / len(jobs), 0)
 
 
 @every_family

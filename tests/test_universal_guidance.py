@@ -316,7 +316,7 @@ def test_the_row_makes_pictures_of_jobs(pipe, count_calls):
     assert row.name == "Universal Guidance, weight 30" and row.task == "generation"
     calls = count_calls(pipe.unet)
     made = row(studio, jobs)
-    assert row.calls(2) == (4, 4) and len(calls) == 2, "null prompt and prompt at once"
+    assert row.calls(2, {}) == (4, 4) and len(calls) == 2, "null prompt and prompt at once"
     for job, one in zip(jobs, made):
         emotions = [job.emotion]
         alone = universal_guidance(
@@ -325,6 +325,6 @@ def test_the_row_makes_pictures_of_jobs(pipe, count_calls):
         pixels = [torch.tensor(list(image.tobytes())) for image in (one.image, alone[0])]
         assert (pixels[0] - pixels[1]).abs().max() <= 1
     twice = universal(WEIGHT, recurrence=2)
-    assert twice.name != row.name and twice.calls(2) == (8, 8)
+    assert twice.name != row.name and twice.calls(2, {}) == (8, 8)
     calls.calls.clear()
     assert len(twice(studio, jobs)) == 2 and len(calls) == 4

@@ -165,7 +165,7 @@ def outcome(made: Made) -> Record:
         names = ("gate_step", "inner_steps", "target_probability", "inherent_emotion")
         found |= {name: getattr(made.trace, name) for name in names}
         found["highest_similarity"] = max(made.trace.similarity, default=None)
-    return found | made.notes
+    return {**found, **made.notes}
 
 
 def verdict(outcome: Record) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from muse_examples.options import (
     positive_int,
     share,
 )
+from muse_examples.pipelines import check_emotions, known_labels
 from pipeline_muse import MIKELS_WHEEL, MusePipeline
 
 
@@ -244,11 +245,11 @@ def editing_rows(args: argparse.Namespace) -> list[Method]:
 def term_rows(args: argparse.Namespace) -> list[Method]:
     """The rows of the table of the loss' terms."""
     preset = args.presets[0]
-    name, off = f"MUSE ({preset})", {"inherent": {"inherent_weight": 0.0}, "similar": {"similar_weight": 0.0}}
+    name = f"MUSE ({preset})"
     return [
-        muse(f"{name}, target term alone", preset=preset, **off["inherent"], **off["similar"]),
-        muse(f"{name} without the similar term", preset=preset, **off["similar"]),
-        muse(f"{name} without the inherent term", preset=preset, **off["inherent"]),
+        muse(f"{name}, target term alone", preset=preset, inherent_weight=0.0, similar_weight=0.0),
+        muse(f"{name} without the similar term", preset=preset, similar_weight=0.0),
+        muse(f"{name} without the inherent term", preset=preset, inherent_weight=0.0),
         muse(name, preset=preset),
         muse(f"{name} without optimisation", preset=preset, max_inner_steps=0),
     ]
@@ -319,6 +320,7 @@ def main(arguments: Sequence[str] | None = None, description: str | None = None)
 
 def run(args: argparse.Namespace, state: PartialState) -> None:
     """All stages that are asked for, in this process."""
+    check_emotions(args.emotion, known_labels(args))
     tables, cases, studio = tables_of(args), cases_of(args), Studio(args)
     rows = {method.name: (method, cases[method.task]) for methods in tables.values() for method in methods}
     if args.dry_run:

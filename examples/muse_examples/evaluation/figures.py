@@ -459,8 +459,8 @@ def point_of(value: Number, column: Column) -> Estimate:
     """A number in the column's unit, with its interval; without one it is its own."""
     if value is None:
         return Estimate(math.nan, math.nan, math.nan)
-    ends = value if isinstance(value, Estimate) else Estimate(value, value, value)
-    return Estimate(*(column.factor * end for end in ends))
+    ends = value if isinstance(value, Estimate) else Estimate(value)
+    return Estimate(*(column.factor * (ends.value if end is None else end) for end in ends))
 
 
 # --------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def plan_table(
     for method, cases in rows:
         share = share_of(args, method, cases, state)
         steps = studio.call.get("num_inference_steps", 50)
-        calls, backward = method.calls(steps) if method.calls else ("–", "–")
+        calls, backward = method.calls(steps, studio.settings) if method.calls else ("–", "–")
         seconds = seconds_per_picture(studio, share, cases)
         hours = seconds * len(share.missing) / 3600 / state.num_processes
         total += hours

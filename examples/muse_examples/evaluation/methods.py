@@ -129,15 +129,16 @@ class Method:
         make (function): Of a [`Studio`] and jobs, which edit one source, if any; pictures, or `Made`, one per job.
         task (`str`): "generation" or "editing".
         settings (mapping): What tells it from a row of the same name that was made otherwise; as JSON.
-        calls (function, *optional*): Of the number of denoising steps; the most forward passes through the UNet that a
-            picture takes (two where guidance needs two), and how many of these have a backward pass too.
+        calls (function, *optional*): Of the number of denoising steps and the studio's `settings`; the most forward
+            passes through the UNet that a picture takes (two where guidance needs two), and how many of these have a
+            backward pass too.
     """
 
     name: str
     make: Make
     task: str = "generation"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    calls: Callable[[int], tuple[int, int]] | None = None
+    calls: Callable[[int, Mapping[str, Any]], tuple[int, int]] | None = None
 
     def __call__(self, studio: Studio, jobs: Sequence[Job]) -> list[Made]:
         made = [one if isinstance(one, Made) else Made(one) for one in self.make(studio, jobs)]
@@ -218,7 +219,7 @@ def in_words(job: Job) -> str:
     return job.emotion if isinstance(job.emotion, str) else " and ".join(job.emotion or {})
 
 
-def twice(steps: int) -> tuple[int, int]:
+def twice(steps: int, given: Mapping[str, Any]) -> tuple[int, int]:
     """Network calls of a pipeline with classifier-free guidance."""
     return 2 * steps, 0
 
@@ -252,12 +253,10 @@ def muse(name: str, task: str = "generation", guide: str | None = None, **settin
         with guided_by(studio.pipe, guide):
             return run_batch(studio.pipe, jobs, **{**studio.call, **studio.settings, **given})
 
-    def calls(steps: int) -> tuple[int, int]:
-        defaults = MusePipeline.presets[settings.get("preset", "full")]
-        inner, interval = (
-            settings.get(key, defaults.get(key, otherwise))
-            for key, otherwise in (("max_inner_steps", 10), ("update_interval", 1))
-        )
+    def calls(steps: int, given: Mapping[str, Any]) -> tuple[int, int]:
+        whole = {"max_inner_steps": 10, "update_interval": 1, **MusePipeline.presets[settings.get("preset", "full")]}
+        whole |= {**given, **settings}
+        inner, interval = whole["max_inner_steps"], whole["update_interval"]
         walked = round(steps * settings.get("strength", 1.0)) if task == "editing" else steps
         looks = -(-walked // interval)
         return 2 * walked + (walked if task == "editing" else 0) + looks * inner, looks * inner

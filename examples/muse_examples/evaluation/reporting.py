@@ -264,9 +264,12 @@ def main_figures(args: argparse.Namespace, row: Row, estimate: Any) -> Figures:
     found: Figures = {}
     for name, _ in emotion_judges(args):
         answers = row.answers[name]
-        found[percent_column(name)] = estimate(right(answers.emotions, row.emotions), row.contents)
-        copies = right_of_copies(answers.emotions_of_copies, row.emotions)
-        found[percent_column(f"{name} degraded")] = estimate(copies, row.contents)
+        # An emotion that a judge has no word for cannot be named by it
+        known = [place for place, emotion in enumerate(row.emotions) if emotion in answers.labels]
+        contents = [row.contents[place] for place in known]
+        found[percent_column(name)] = estimate(right(answers.emotions, row.emotions)[known], contents)
+        copies = right_of_copies(answers.emotions_of_copies, row.emotions)[known]
+        found[percent_column(f"{name} degraded")] = estimate(copies, contents)
     for name, _ in text_judges(args):
         known = [place for place, prompt in enumerate(row.prompts) if prompt]
         similarity = row.answers[name]["similarity"][known]
@@ -311,7 +314,7 @@ def more_figures(args: argparse.Namespace, row: Row, estimate: Any) -> Figures:
         if MIKELS_WHEEL.keys() >= {*answers.labels, *row.emotions}:
             valence = right_valence(answers["probabilities"], answers.labels, row.emotions, variant)
             found[percent_column(f"{name} valence")] = estimate(valence, row.contents)
-        if row.source_paths:
+        if row.source_paths and set(row.emotions) <= set(answers.labels):
             before = row.sources[name]["probabilities"]
             gain = emo_s(before, answers["probabilities"], answers.labels, row.emotions)
             found[Column(f"Emo-S, {name}", digits=2, better="higher")] = estimate(gain, row.contents)
@@ -494,7 +497,7 @@ def examples(
             firsts.setdefault(one.content, []).append(one)
     chosen = [group[number % len(group)] for number, group in enumerate(list(firsts.values())[:EXAMPLES])]
     chosen = chosen or most.shown[:EXAMPLES]
-    asked = [(one.prompt, one.emotion) for one in chosen]
+    asked: list[tuple[str | None, str | None]] = [(one.prompt, one.emotion) for one in chosen]
     keys = [(one.content, one.emotion) for one in chosen]
     sheet: dict[str, list[Path | None]] = {}
     if all(one.source for one in chosen):

@@ -6,7 +6,7 @@ Each gets a job's source at the size at which MUSE would edit it, and noise from
 all rows have; whatever else a row does not name is upstream's default.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -129,7 +129,7 @@ def sdedit(strength: float) -> Method:
     def walked(steps: int) -> int:
         return min(int(steps * strength), steps)  # as upstream rounds
 
-    def calls(steps: int) -> tuple[int, int]:
+    def calls(steps: int, given: Mapping[str, Any]) -> tuple[int, int]:
         return 2 * walked(steps), 0
 
     return Method(f"SDEdit, strength {strength:g}", make, "editing", {"strength": strength}, calls)
@@ -168,7 +168,7 @@ def ledits(checkpoint: str | None = None, **settings: Any) -> Method:
                 made += pictures(pipe(editing_prompt=[in_words(job)], **editing))
         return made
 
-    def calls(steps: int) -> tuple[int, int]:
+    def calls(steps: int, given: Mapping[str, Any]) -> tuple[int, int]:
         return (4 if settings.get("source_prompt") else 3) * steps, 0
 
     own = {"checkpoint": checkpoint} if checkpoint else {}
@@ -212,7 +212,7 @@ def instruct_pix2pix(checkpoint: str, instruction: str = INSTRUCTION, **settings
             output = pipe(prompts, image=[source] * len(jobs), generator=studio.generators(jobs), **call)
         return pictures(output)
 
-    def calls(steps: int) -> tuple[int, int]:
+    def calls(steps: int, given: Mapping[str, Any]) -> tuple[int, int]:
         return 3 * steps, 0
 
     own = {"checkpoint": checkpoint, "instruction": instruction}

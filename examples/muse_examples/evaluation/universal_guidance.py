@@ -8,7 +8,7 @@ embeddings and decoding are upstream's. The answer is the guided noise in the ro
 prompts alike, of which upstream's guidance makes itself: g + w (g - g) = g.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -255,7 +255,7 @@ def universal(weight: float, recurrence: int = 1) -> Method:
         with universally_guided(studio.pipe, [job.emotion for job in jobs], weight, recurrence):
             return run_batch(studio.pipe, [without_emotion(job) for job in jobs], **studio.call)
 
-    def calls(steps: int) -> tuple[int, int]:
+    def calls(steps: int, given: Mapping[str, Any]) -> tuple[int, int]:
         return 2 * steps * recurrence, 2 * steps * recurrence
 
     name = f"Universal Guidance, weight {weight:g}" + (f", {recurrence} times" if recurrence > 1 else "")
