@@ -455,12 +455,18 @@ def draw_estimates(axes: "Axes", numbers: Sequence[Number], column: Column, colo
     return line
 
 
-def point_of(value: Number, column: Column) -> Estimate:
-    """A number in the column's unit, with its interval; without one it is its own."""
-    if value is None:
-        return Estimate(math.nan, math.nan, math.nan)
-    ends = value if isinstance(value, Estimate) else Estimate(value)
-    return Estimate(*(column.factor * (ends.value if end is None else end) for end in ends))
+class Point(NamedTuple):
+    """A number in the unit of its column, and the ends of its interval, which are the number itself without one."""
+
+    value: float
+    low: float
+    high: float
+
+
+def point_of(value: Number, column: Column) -> Point:
+    """A number as it is drawn; not a number where there is none."""
+    ends = value if isinstance(value, Estimate) else Estimate(math.nan if value is None else value)
+    return Point(*(column.factor * (ends.value if end is None else end) for end in ends))
 
 
 # --------------------------------------------------------------------------------------
