@@ -85,6 +85,14 @@ def emotion_classifier(seed: int = 0, **config) -> SimEmoForImageClassification:
     return SimEmoForImageClassification(SimEmoConfig(**config)).eval()
 
 
+def sure_classifier(seed: int = 0) -> SimEmoForImageClassification:
+    """A classifier that is sure of what it says, and that says different things of different pictures."""
+    classifier = emotion_classifier(seed)
+    for layer in classifier.classifier[::2]:
+        layer.weight.data.mul_(30)
+    return classifier
+
+
 def preview_vae(seed: int = 0) -> AutoencoderTiny:
     """A tiny autoencoder with the latent shape of `stable_diffusion`'s."""
     torch.manual_seed(seed)
