@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -1036,7 +1036,7 @@ class Guide:
         """WHEN (Eq. 9, 10): opens the gate of each image whose preview resembles its prompt, or whose time is up."""
         waiting = [b for b, image in enumerate(self.images) if image.is_waiting]
         threshold, asks = self.settings.semantic_threshold, self.similarity is not None
-        is_late = self.index >= self.settings.latest_start * step.total
+        is_late = threshold < math.inf and self.index >= self.settings.latest_start * step.total
         if not waiting or not (asks or is_late or threshold == 0):
             return
         previews = step.preview(waiting, step.noise[waiting])
@@ -1272,6 +1272,7 @@ class Wish:
     similar: list[dict[str, float]]
     emotion_prompts: dict[str, list[str]] | None  # where CLIP classifies, zero-shot
     semantic_prompts: list[str] | None  # where the gate asks CLIP
+    settings: GuidanceSettings
 
 
 @dataclass(frozen=True)
@@ -1303,13 +1304,18 @@ def editing_scheduler(scheduler: Any, steps: int, inverse: bool) -> DDIMSchedule
     return ddim
 
 
-def warn_of_closed_gates(traces: list[MuseTrace], threshold: float) -> None:
-    """Tells which images no emotion was given to, and what would."""
-    closed = [(b, trace) for b, trace in enumerate(traces) if trace.emotion and trace.gate_step is None]
-    if closed:
-        images = ", ".join(f"{b} (reached {max(trace.similarity, default=0):.1f})" for b, trace in closed)
-        hint = f"`semantic_threshold` is {threshold:g}; pass a lower one, or a `latest_start` such as 0.4"
-        logger.warning(f"Guidance never started, so there is no emotion in the images {images}: {hint}.")
+def warn_of_gates(traces: list[MuseTrace], threshold: float) -> None:
+    """Tells to which images no emotion was given, or late, as they did not resemble their prompt; and what would."""
+    reached = {b: max(trace.similarity) for b, trace in enumerate(traces) if trace.emotion and trace.similarity}
+    told = {"never started, so there is no emotion": [], "started late": []}
+    for b, similarity in reached.items():
+        if similarity < threshold:
+            what = "started late" if traces[b].gate_step is not None else "never started, so there is no emotion"
+            told[what].append(f"{b} (reached {similarity:.1f})")
+    parts = [f"{what} in the images {', '.join(images)}" for what, images in told.items() if images]
+    if parts:
+        hint = f"`semantic_threshold` is {threshold:g}; pass a lower one, or a `latest_start` such as 0.2"
+        logger.warning(f"Guidance {'; it '.join(parts)}: {hint}.")
 
 
 class MuseMixin(Parent):
@@ -1375,7 +1381,8 @@ class MuseMixin(Parent):
                 `(n, D)` or `(B, n, D)`, such as an earlier call returned; or for each label tokens of shape `(n, D)`,
                 an emotion library as `safetensors.torch.load_file` reads it. Mixtures start from the mean of their
                 labels. Noise is drawn from a copy of each image's generator.
-            semantic_prompt (`str` or `list[str]`, *optional*): The gate's text, `prompt` by default.
+            semantic_prompt (`str` or `list[str]`, *optional*): The gate's text, `prompt` by default. Without either
+                there is no content to wait for: guidance starts at the first step.
             similar_emotions (`"both"`, `list[str]` or `dict[str, list[str]]`, *optional*): Which emotions are
                 similar, for all targets or per target. By default the wheel's neighbours of the same valence;
                 "both": both neighbours. `[]`: none.
@@ -1386,7 +1393,7 @@ class MuseMixin(Parent):
                 scale, reaches this value. 0: at the first step; `float("inf")`: never. Defaults to
                 `pipe.config.semantic_threshold`.
             latest_start (`float`): In [0, 1]: the share of the steps after which guidance starts whatever the
-                similarity. 1: never.
+                similarity, unless `semantic_threshold` is infinite. 1: never.
             update_interval (`int`): Gate and inner loop work at every so many denoising steps, starting with the
                 first; at those in between, images with an open gate take their tokens as they are, for the price of a
                 plain step. Beyond 1, an image that needs no inner step at an update keeps its tokens for good.
@@ -1444,7 +1451,7 @@ class MuseMixin(Parent):
                 region = self._start_edit(stock, edit)
             # 3. The parent's own call, with the guide at its UNet: see `Guide` for WHEN, HOW and WHICH
             if wish is not None:
-                guide = self._make_guide(stock, wish, settings, tokens)
+                guide = self._make_guide(stock, wish, tokens)
             arguments = vars(self._with_callback(stock, guide, region))
             tensors = {"output_type": "latent" if stock.output_type == "latent" else "pt", "return_dict": True}
             with self._path(edit), self._guided(guide, region):
@@ -1484,6 +1491,9 @@ class MuseMixin(Parent):
         semantic_prompt: str | list[str] | None,
     ) -> Wish:
         """Checks what to evoke; where there are only emotions, the prompts become "an image of {emotion}"."""
+        has_prompt = stock.prompt is not None or stock.prompt_embeds is not None
+        if not has_prompt and semantic_prompt is None and settings.semantic_threshold < math.inf:
+            settings = replace(settings, semantic_threshold=0)  # there is no content to wait for
         is_list = isinstance(emotion, (list, tuple))
         entries: list[Any] = list(emotion) if is_list else [emotion]
         if emotion_prompts is None and self.clip_model is not None:
@@ -1495,7 +1505,7 @@ class MuseMixin(Parent):
         self._check_guidance(settings, is_zero_shot=table is not None or self.emotion_classifier is None)
         labels = self.emotion_labels if table is None else list(table)
         targets = [normalize_emotion(entry, labels) for entry in entries]
-        if stock.prompt is None and stock.prompt_embeds is None:
+        if not has_prompt:
             if not targets or not all(targets):
                 raise ValueError("`prompt` has to be given where `emotion` is None.")
             prompts = [f"an image of {' and '.join(target)}" for target in targets]
@@ -1513,7 +1523,7 @@ class MuseMixin(Parent):
         asks_clip = self.clip_model is not None and settings.semantic_threshold > 0
         check_similar(similar_emotions, labels)
         similar = [similar_weights(similar_emotions, target, labels) for target in targets]
-        return Wish(labels, targets, similar, table, texts if asks_clip else None)
+        return Wish(labels, targets, similar, table, texts if asks_clip else None, settings)
 
     def _resolve_tokens(
         self, stock: SimpleNamespace, wish: Wish, preset: str, emotion_tokens: TokenStart | None
@@ -1696,7 +1706,7 @@ class MuseMixin(Parent):
 
     # ---- the parent's call with a guide at its UNet ----------------------------------------------------------------
 
-    def _make_guide(self, stock: SimpleNamespace, wish: Wish, settings: GuidanceSettings, tokens: TokenStart) -> Guide:
+    def _make_guide(self, stock: SimpleNamespace, wish: Wish, tokens: TokenStart) -> Guide:
         """The guide of a call, one image per row: upstream lays several images of one prompt out side by side."""
         device, times = self._execution_device, stock.num_images_per_prompt
         targets, similar = repeat_each(wish.targets, times), repeat_each(wish.similar, times)
@@ -1708,7 +1718,7 @@ class MuseMixin(Parent):
 
         classify = self._zero_shot_classifier(wish.emotion_prompts) if wish.emotion_prompts else self._classify
         start = self._token_start(stock, targets, tokens)
-        return Guide(images, settings, classify, similarity if texts else None, start)
+        return Guide(images, wish.settings, classify, similarity if texts else None, start)
 
     def _token_start(
         self, stock: SimpleNamespace, targets: list[dict[str, float]], tokens: TokenStart
@@ -1821,7 +1831,7 @@ class MuseMixin(Parent):
             output.images = self.image_processor.postprocess(output.images, stock.output_type, as_they_are)
         traces = None if guide is None else [image.trace for image in guide.images]
         if traces and math.isfinite(guide.settings.semantic_threshold):
-            warn_of_closed_gates(traces, guide.settings.semantic_threshold)
+            warn_of_gates(traces, guide.settings.semantic_threshold)
         tokens = None if guide is None else guide.tokens
         output = self._output_class(**vars(output), emotion_tokens=tokens, trace=traces)
         return output if stock.return_dict else tuple(getattr(output, part.name) for part in fields(output))

@@ -218,9 +218,34 @@ def test_gates_that_stayed_shut_are_told_with_the_highest_similarity(pipe, caplo
     assert all(word in record.message for word in told), record.message
 
 
+def test_gates_that_opened_late_are_told_beside_those_that_stayed_shut(pipe, caplog):
+    settings = {"semantic_threshold": 1e6, "num_inference_steps": 2, "max_inner_steps": 0, "latest_start": 0.5}
+    output = guide(pipe, prompt=["a cat", "two dogs"], emotion=["awe", "fear"], **settings)
+    (record,) = [one for one in caplog.records if "Guidance started late in the images 0 (" in one.message]
+    assert all(f"(reached {max(trace.similarity):.1f})" in record.message for trace in output.trace)
+    assert "never started" not in record.message and "`latest_start`" in record.message
+
+
+def test_never_is_never(pipe):
+    """However late it is, and with nothing to wait for."""
+    settings = {"semantic_threshold": math.inf, "num_inference_steps": 2, "max_inner_steps": 1, "latest_start": 0.0}
+    assert guide(pipe, **settings).trace[0].gate_step is None
+    assert guide(pipe, prompt=None, **settings).trace[0].gate_step is None
+
+
+def test_without_a_prompt_there_is_nothing_to_wait_for(pipe, count_calls):
+    """Guidance starts at once, and CLIP is asked nothing; unless somebody names what it should find."""
+    settings = {"prompt": None, "semantic_threshold": 1e6, "num_inference_steps": 2, "max_inner_steps": 0}
+    clip = count_calls(pipe.clip_model)
+    (trace,) = guide(pipe, **settings).trace
+    assert (trace.gate_step, trace.similarity, len(clip)) == (0, [], 0)
+    (trace,) = guide(pipe, **settings, semantic_prompt="a house").trace
+    assert trace.gate_step is None and len(trace.similarity) == 2 == len(clip)
+
+
 @pytest.mark.parametrize(
     "settings", [{"semantic_threshold": 0}, {"semantic_threshold": math.inf}, {"emotion": [None]}]
 )
 def test_nothing_is_told_where_the_gate_opened_or_was_never_to(pipe, caplog, settings):
     guide(pipe, **{"num_inference_steps": 1, "max_inner_steps": 0, "semantic_threshold": 1e6, **settings})
-    assert "never started" not in caplog.text
+    assert "Guidance" not in caplog.text
