@@ -433,6 +433,23 @@ def test_rows_of_the_frontier_are_calls_of_the_pipeline(frontier):
         GuidanceSettings(**{name: value for name, value in row.changes.items() if name in settings})
 
 
+def test_the_frontier_reads_the_tables_of_the_evaluation(frontier, tmp_path):
+    from muse_examples.evaluation.measures import Estimate
+    from muse_examples.evaluation.tables import Column, percent_column, write_table
+
+    columns = [percent_column("Emo-B"), percent_column("Emo-B degraded"), Column("CLIP"), Column("seconds", digits=2)]
+    columns.insert(1, percent_column("Emo-C"))
+    stock = {"Emo-B": Estimate(0.125, 0.1, 0.2), "Emo-C": 0.25, "Emo-B degraded": 0.5, "CLIP": 63.4, "seconds": 0.5}
+    full = {"Emo-B": Estimate(0.75, 0.6, 0.9), "Emo-C": 0.5, "Emo-B degraded": 0.6, "CLIP": 57.0, "seconds": 2.0}
+    write_table({"stock": stock, "full": full}, columns, tmp_path / "methods")
+    table = frontier.read_table(tmp_path / frontier.TABLE)
+    assert frontier.column(table, "Emo-B") == {"stock": 12.5, "full": 75}
+    assert frontier.times_stock(table) == {"stock": 1, "full": 4}
+    assert frontier.report(table).splitlines()[-1] == "| full | 75.0 | 50.0 | 57.0 | 4.00 |"
+    frontier.plot(table, tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").stat().st_size > 0
+
+
 def test_prompts_of_the_library_are_not_those_that_rows_are_measured_on(frontier):
     from test_sets import prompts
 
