@@ -528,6 +528,28 @@ def clip_similarity(
     return scale * (image_features * text_features).sum(dim=-1)
 
 
+def degrade(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """
+    A little moved, blurred, recoloured and noisy: what no person's answer depends on.
+
+    Args:
+        pixels (`torch.Tensor` of shape `(n, 3, H, W)`): Pictures in about [-1, 1]; all are degraded alike.
+        generator (`torch.Generator`): Decides how, on the CPU, so that devices agree.
+
+    Returns:
+        `torch.Tensor` of the same shape, float32; differentiable.
+    """
+    pixels = pixels.float()
+    move, zoom, gain, offset, blur = (2 * torch.rand(10, generator=generator) - 1).split([2, 1, 3, 3, 1])
+    small = F.interpolate(pixels, scale_factor=0.75 + 0.25 * blur.item(), mode="bilinear", antialias=True)
+    matrix = torch.cat([torch.eye(2) * (1 + 0.05 * zoom), 0.06 * move[:, None]], dim=1)
+    grid = F.affine_grid(matrix.to(pixels).expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False)
+    moved = F.grid_sample(small, grid, padding_mode="border", align_corners=False)
+    grain = F.interpolate(torch.randn(1, 3, 64, 64, generator=generator), pixels.shape[-2:], mode="bilinear")
+    gain, offset = (change.view(3, 1, 1).to(pixels) for change in (1 + 0.12 * gain, 0.08 * offset))
+    return gain * moved + offset + 0.06 * grain.to(pixels)
+
+
 def to_rgb(image: PIL.Image.Image | np.ndarray, name: str = "image", background: str = "white") -> PIL.Image.Image:
     """
     Any picture as upright 8-bit RGB: EXIF rotation applied, transparency laid on `background`, more bits and floats
@@ -841,6 +863,7 @@ class GuidanceSettings:
     emotion_learning_rate: float = setting(0.01, low=0, high=MAX_WEIGHT)
     inherent_weight: float = setting(0.0005, low=0, high=MAX_WEIGHT)
     similar_weight: float = setting(0.0015, low=0, high=MAX_WEIGHT)
+    degraded_copies: int = setting(0, low=0)
     preview_scale: float = setting(1.0, above=0, high=1)
 
     def __post_init__(self):
@@ -1072,7 +1095,7 @@ class Guide:
             with torch.set_grad_enabled(k < inner_steps):
                 noise = step.predict(active, torch.stack([self.images[b].tokens for b in active]))  # eps(P, S)
                 previews = step.preview(active, noise)  # the decoded x0
-                logits = self.classify(previews)
+                logits = self.judge(previews, k)
                 loss = self.loss(logits, active)
             going = self.record(active, loss, logits, noise)
             if k == 0 and self.settings.update_interval > 1:
@@ -1089,6 +1112,15 @@ class Guide:
             if not active:
                 break
         return torch.stack([self.images[b].end_loop(keep_best=not is_single) for b in samples])
+
+    def judge(self, previews: Tensor, k: int) -> Tensor:
+        """What the classifier makes of previews, or of their `degraded_copies`, at the k-th evaluation of a step."""
+        copies = self.settings.degraded_copies
+        if copies == 0:
+            return self.classify(previews)
+        generator = torch.Generator().manual_seed(1000 * self.index + k)
+        seen = torch.cat([degrade(previews, generator) for _ in range(copies)])
+        return self.classify(seen).log_softmax(dim=-1).unflatten(0, (copies, -1)).mean(dim=0)
 
     def record(self, samples: list[int], loss: Tensor, logits: Tensor, noise: Tensor) -> list[int]:
         """Notes an evaluation of S of the images `samples`, and returns those whose S has further to go."""
@@ -1408,6 +1440,10 @@ class MuseMixin(Parent):
             emotion_learning_rate (`float`): Falls as `lr * (1 - i / 100)` with the index i of the denoising step.
             inherent_weight (`float`): lambda_1, away from what the image evokes by itself.
             similar_weight (`float`): lambda_2, away from the target's similar emotions.
+            degraded_copies (`int`): If positive, the classifier sees so many copies of each preview in its place,
+                each a little moved, blurred, recoloured and noisy, and the loss is of their mean log-probabilities:
+                an emotion that this classifier alone sees does not survive that. All images are degraded alike, anew
+                for each evaluation. Beyond the first, each copy costs a pass of the classifier.
             preview_scale (`float`): In (0, 1]: the size at which previews are decoded for gate and classifier; 0.5
                 halves both sides.
 

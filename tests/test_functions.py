@@ -18,6 +18,8 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modeling_simemo import EMOSET_LABELS
+from tiny_models import generator
+from torch.nn import functional as F
 
 from pipeline_muse import (
     MIKELS_WHEEL,
@@ -25,6 +27,7 @@ from pipeline_muse import (
     GuidanceSettings,
     PixelSpec,
     clip_similarity,
+    degrade,
     fit_size,
     fork_generator,
     frozen,
@@ -590,6 +593,7 @@ def test_the_papers_numbers_are_the_defaults():
     paper = {"max_inner_steps": 10, "emotion_learning_rate": 0.01, "loss_threshold": 1e-4, "update_interval": 1}
     paper |= {"inherent_weight": 0.0005, "similar_weight": 0.0015, "semantic_threshold": 18.0}
     neutral = {"emotion_strength": 1.0, "latest_start": 1.0, "max_inner_batch": None, "preview_scale": 1.0}
+    neutral |= {"degraded_copies": 0}
     assert {part.name: part.default for part in fields(GuidanceSettings)} == paper | neutral
 
 
@@ -611,3 +615,20 @@ def test_a_closed_picture_is_named(tmp_path):
     picture.close()
     with pytest.raises(ValueError, match="`image` cannot be read.*load_image"):
         to_rgb(picture)
+
+
+def test_degraded_pictures_are_another_look_at_the_same():
+    """Not far off, alike for all of a batch, another for another draw, and with gradients everywhere."""
+    pixels = F.interpolate(torch.randn(2, 3, 8, 8, generator=generator()), size=64, mode="bicubic").clamp(-1, 1)
+    pixels.requires_grad_()
+    first, same, other = (degrade(pixels, generator(seed)) for seed in (1, 1, 2))
+    assert first.shape == pixels.shape and torch.equal(first, same) and not torch.equal(first, other)
+    torch.testing.assert_close(first[:1], degrade(pixels[:1], generator(1)), rtol=0, atol=1e-5)
+    for one in (first, other):
+        change = (one - pixels).abs().mean().item()
+        assert 0.02 < change < 0.35, "mean of two"
+        correlation = torch.corrcoef(torch.stack([one.flatten(), pixels.flatten()]))[0, 1]
+        assert correlation > 0.7
+    (gradient,) = torch.autograd.grad(first.square().sum(), pixels)
+    assert gradient.isfinite().all() and (gradient != 0).float().mean() > 0.8
+    assert degrade(torch.zeros(1, 3, 24, 40, dtype=torch.float16), generator()).shape == (1, 3, 24, 40)

@@ -488,6 +488,24 @@ PROMPTS = ["a cat", "two dogs", "a red house"]
 EMOTIONS = ["awe", None, {"fear": 2, "sadness": 1}]
 
 
+def test_the_classifier_sees_degraded_copies_in_place_of_a_preview(pipe, count_calls):
+    """Their mean log-probabilities, softmaxed, are what the trace tells, and the loss is of these."""
+    seen, weights = count_calls(pipe.emotion_classifier), {"inherent_weight": 0.0, "similar_weight": 0.0}
+    settings = {"num_inference_steps": 1, "max_inner_steps": 2, "semantic_threshold": 0, "degraded_copies": 3}
+    (trace,) = guide(pipe, **settings, **weights).trace
+    pictures = [keywords["pixel_values"] for (_, keywords), _ in seen.calls]
+    assert [len(batch) for batch in pictures] == [1, 3, 3, 3], "the inherent emotion is that of the preview itself"
+    assert len({batch.flatten(1)[row].sum().item() for batch in pictures[1:] for row in range(3)}) == 9, "each its own"
+    target = trace.labels.index("awe")
+    for (_, output), loss, told in zip(seen.calls[1:], trace.loss[0], trace.probabilities[0]):
+        mean = output.logits.detach().log_softmax(dim=-1).mean(dim=0).softmax(dim=-1)
+        torch.testing.assert_close(torch.tensor(told), mean)
+        assert loss == pytest.approx(-math.log(mean[target]), abs=1e-5)
+    (again,) = guide(pipe, **settings, **weights).trace
+    assert again.loss == trace.loss
+    assert guide(pipe, **settings | {"degraded_copies": 0}, **weights).trace[0].loss != trace.loss
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -499,6 +517,7 @@ EMOTIONS = ["awe", None, {"fear": 2, "sadness": 1}]
         {"semantic_threshold": "some"},
         {"loss_threshold": "some"},
         {"update_interval": 2, "max_inner_steps": 1, "num_inference_steps": 3},
+        {"degraded_copies": 2},
     ],
     ids=lambda settings: " ".join(settings) or "defaults",
 )
