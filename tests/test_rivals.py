@@ -138,9 +138,8 @@ def test_the_size_is_that_of_muses_edits(pipe, row, jobs):
     assert row(studio_of(pipe, width=64, height=32), jobs[:1])[0].image.size == (64, 32)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @every_family
-def test_half_precision_serves(family, row, jobs, dtype):
+def test_half_precision_serves(family, row, jobs, dtype="float16"):
     """XL's VAE overflows, so upstream moves it to float32 and, after LEDITS++' inversion, forgets it there."""
     pipe = tiny_models.muse_pipeline(family).to(getattr(torch, dtype))
     made = row(studio_of(pipe, dtype=dtype), jobs[:1])
