@@ -470,7 +470,7 @@ def recall(name: str, row: str, paths: Sequence[Path], prompts: Sequence[Prompt]
     if missing := [str(path) for path, key in zip(paths, keys) if key not in known]:
         raise ValueError(
             f"{name!r} has not been asked about {len(missing)} of {len(paths)} pictures of {row!r},"
-            f" such as {missing[0]!r}."
+            f" such as {missing[0]!r}; ask it first."
         )
     return in_order(identity, known, keys)
 
