@@ -2132,7 +2132,9 @@ class MusePipeline(MuseMixin, StableDiffusionPipeline):
                 "emotion_tokens": "emotion",
                 "max_inner_steps": 5,
                 "emotion_learning_rate": 0.05,
-                "loss_threshold": 0.03,
+                "loss_threshold": 0.1,
+                "latest_start": 0.2,
+                "degraded_copies": 2,
             },
             # One step at every 3rd denoising step, from the emotion's word on, until one is not needed
             "fast": {
@@ -2140,7 +2142,9 @@ class MusePipeline(MuseMixin, StableDiffusionPipeline):
                 "update_interval": 3,
                 "max_inner_steps": 1,
                 "emotion_learning_rate": 0.3,
-                "loss_threshold": 0.03,
+                "loss_threshold": 0.1,
+                "latest_start": 0.2,
+                "degraded_copies": 2,
             },
         }
     )

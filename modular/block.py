@@ -2117,7 +2117,9 @@ class MuseXLMixin(MuseMixin):
                 "emotion_tokens": "emotion",
                 "max_inner_steps": 5,
                 "emotion_learning_rate": 0.15,
-                "loss_threshold": 0.03,
+                "loss_threshold": 0.1,
+                "latest_start": 0.2,
+                "degraded_copies": 2,
             },
             # One step at every 3rd denoising step, from the emotion's word on, until one is not needed
             "fast": {
@@ -2125,7 +2127,9 @@ class MuseXLMixin(MuseMixin):
                 "update_interval": 3,
                 "max_inner_steps": 1,
                 "emotion_learning_rate": 0.5,
-                "loss_threshold": 0.03,
+                "loss_threshold": 0.1,
+                "latest_start": 0.2,
+                "degraded_copies": 2,
             },
         }
     )

@@ -66,8 +66,7 @@ def options(args: argparse.Namespace) -> list[str]:
     base = assemble(args.output_dir / "base") if args.xl else ROOT
     rows = ["--edit_strengths", "0.75"] if args.xl else ["--edit_strengths", "0.5", "0.75", "1"]
     rows += ["--table", "generation", "editing", "thresholds"] + ([] if args.xl else ["terms"])
-    rows += ["--presets", "full", "fast"] + ([] if args.xl else ["paper"])
-    rows += ["--thresholds", *thresholds(args.xl), "--edit_references", "null", "source"]
+    rows += ["--presets", "full", "fast", "--thresholds", *thresholds(args.xl)]
     rows += [] if args.xl else ["--universal_guidance_weight", "5", "30"]
     asked = {
         "base": base,

@@ -256,10 +256,10 @@ def term_rows(args: argparse.Namespace) -> list[Method]:
 
 
 def threshold_rows(args: argparse.Namespace) -> list[Method]:
-    """The rows of the table of the gate's thresholds."""
+    """The rows of the table of the gate's thresholds, which alone decides when guidance starts."""
     preset = args.presets[0]
     return [
-        muse(f"MUSE ({preset}), η = {threshold:g}", preset=preset, semantic_threshold=threshold)
+        muse(f"MUSE ({preset}), η = {threshold:g}", preset=preset, semantic_threshold=threshold, latest_start=1.0)
         for threshold in args.thresholds
     ]
 
