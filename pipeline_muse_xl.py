@@ -1339,7 +1339,7 @@ def editing_scheduler(scheduler: Any, steps: int, inverse: bool) -> DDIMSchedule
 def warn_of_gates(traces: list[MuseTrace], threshold: float) -> None:
     """Tells to which images no emotion was given, or late, as they did not resemble their prompt; and what would."""
     reached = {b: max(trace.similarity) for b, trace in enumerate(traces) if trace.emotion and trace.similarity}
-    told = {"never started, so there is no emotion": [], "started late": []}
+    told: dict[str, list[str]] = {"never started, so there is no emotion": [], "started late": []}
     for b, similarity in reached.items():
         if similarity < threshold:
             what = "started late" if traces[b].gate_step is not None else "never started, so there is no emotion"
