@@ -302,11 +302,11 @@ def test_the_fast_preset_evokes_emotions_on_storybook():
     pipe.unet.set_attn_processor(AttnProcessor())
     emotions = ["awe", "fear", "sadness", "excitement"]
     seeds = [generator(seed) for seed in range(len(emotions))]
-    call = {"prompt": ["a house in the park"] * len(emotions), "generator": seeds, "num_inference_steps": 12}
+    call = {"prompt": ["a house in the park"] * len(emotions), "generator": seeds, "num_inference_steps": 20}
     output = pipe(**call, emotion=emotions, semantic_threshold=0, output_type="pt", preset="fast")
     with torch.no_grad():
         pixels = PixelSpec.from_classifier(pipe.emotion_classifier).prepare(2 * output.images - 1)
         judged = pipe.emotion_classifier(pixel_values=pixels).logits.softmax(dim=-1)
     columns = [pipe.emotion_labels.index(emotion) for emotion in emotions]
     assert judged[range(len(emotions)), columns].mean() > 0.7
-    assert max(trace.inner_steps for trace in output.trace) <= 12 // 3
+    assert max(trace.inner_steps for trace in output.trace) <= 7, "one at every third step"

@@ -44,8 +44,18 @@ def fake_and_real(family, prepare=lambda pipe: pipe, **call):
 
 def test_fake_tensors_allocate_what_real_ones_do_in_an_edit_by_chunks():
     sources = {"prompt": ["a cat", "a dog"], "image": Image.new("RGB", (32, 32), "teal")}
-    _, edit = fake_and_real(SD, max_inner_batch=1, **sources)
+    _, edit = fake_and_real(SD, max_inner_batch=1, degraded_copies=0, **sources)
     assert {"text encoding", "encoding", "noise", "gate", "decoding", "inner loop"} <= edit.stages.keys()
+
+
+def test_degraded_copies_are_of_a_size_that_chance_decides():
+    """A blurred copy is smaller for a while, by a random share, so fake and real tensors agree nearly."""
+    pipe, real = tiny_models.muse_pipeline(SD), record(tiny_models.muse_pipeline(SD), degraded_copies=2)
+    plain = record(tiny_models.muse_pipeline(SD), degraded_copies=0)
+    with memory_estimate.faked(pipe):
+        fake = record(pipe, degraded_copies=2)
+    assert fake.peak.total() > plain.peak.total()
+    assert fake.peak.total() == pytest.approx(real.peak.total(), rel=0.02)
 
 
 def test_fake_tensors_allocate_what_real_ones_do_where_xl_checkpoints_and_decodes_in_float32():
