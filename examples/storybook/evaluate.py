@@ -31,7 +31,9 @@ from test_sets import write_drawings, write_prompts, write_references, write_sou
 HERE = Path(__file__).resolve().parent
 PIXELS = json.loads((ROOT / "vae" / "config.json").read_text())["sample_size"]  # of a side of a picture
 DRAWINGS = "drawings of the emotion, held out"
-COPIED = ("*.md", "*.csv", "*.tex", "*.png")
+TABLES = ("generation", "editing", "terms", "thresholds")
+FIGURES = ("generation_examples.png", "generation_features.png", "terms_inner_loop.png", "thresholds_curve.png")
+COPIED = (*(f"{table}.{kind}" for table in TABLES for kind in ("md", "csv", "png")), *FIGURES)
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:

@@ -440,7 +440,8 @@ def heading(args: argparse.Namespace, table: str, cases: Sequence[Case], rows: M
     """What the figures of a table are of: base, test set, judges, device and versions."""
     runs = json.loads(read_text(args.output_dir / "run.json"))["runs"]
     last = next((run for run in reversed(runs) if "make" in run["arguments"]["stage"]), runs[-1])
-    contents, steps = len({case.content for case in cases}), args.num_inference_steps
+    contents = len({case.content for case in cases})
+    steps = args.num_inference_steps or settings_of(args.base).get("call", {}).get("num_inference_steps")
     labels = len(next(iter(rows.values())).answers[honest_judge(args)].labels)
     base = settings_of(args.base).get("name") or public_name(args.base)
     guide = public_name(args.classifier) if args.classifier else "the base's own classifier"
