@@ -427,7 +427,16 @@ def test_a_torn_picture_is_named_and_the_rest_is_made_once(plain_base, tmp_path,
 
 
 def test_a_gate_that_never_opens_is_told_at_the_end(plain_base, tmp_path, run, capsys):
-    closed = ["--semantic_threshold", "1000", "--num_inference_steps", 2, "--output_dir", tmp_path / "out"]
+    closed = [
+        "--semantic_threshold",
+        "1000",
+        "--latest_start",
+        "1",
+        "--num_inference_steps",
+        2,
+        "--output_dir",
+        tmp_path / "out",
+    ]
     run(generate, *plain_base, "--prompt", "a cat", "--negative_prompt", "blurry", "--emotion", "awe", "none", *closed)
     told = capsys.readouterr().out.splitlines()
     assert told[-1].startswith("No emotion was added to 1 of 1 pictures: their gate never opened")
@@ -536,6 +545,7 @@ def test_two_pictures_of_one_name_end_a_script_before_models_load(tmp_path, monk
 def test_quickstart_end_to_end(threshold, tmp_path, run, capsys):
     checkpoint = tiny_models.save_muse(tmp_path / "muse")
     options = ["--num_inference_steps", 2, "--max_inner_steps", 1, "--semantic_threshold", threshold]
+    options += ["--latest_start", "1"]
     options += ["--emotion", "fear", "--base", checkpoint, "--device", "cpu", "--output", tmp_path / "out"]
     run(quickstart, *options)
     told = capsys.readouterr().out
