@@ -1337,13 +1337,14 @@ def editing_scheduler(scheduler: Any, steps: int, inverse: bool) -> DDIMSchedule
 
 def warn_of_gates(traces: list[MuseTrace], threshold: float) -> None:
     """Tells to which images no emotion was given, or late, as they did not resemble their prompt; and what would."""
-    reached = {b: max(trace.similarity) for b, trace in enumerate(traces) if trace.emotion and trace.similarity}
-    told: dict[str, list[str]] = {"never started, so there is no emotion": [], "started late": []}
-    for b, similarity in reached.items():
-        if similarity < threshold:
-            what = "started late" if traces[b].gate_step is not None else "never started, so there is no emotion"
-            told[what].append(f"{b} (reached {similarity:.1f})")
-    parts = [f"{what} in the images {', '.join(images)}" for what, images in told.items() if images]
+    parts = []
+    for what, has_started in (("never started, so there is no emotion", False), ("started late", True)):
+        images = []
+        for b, trace in enumerate(traces):
+            reached = max(trace.similarity, default=threshold if has_started else 0)
+            if trace.emotion and (trace.gate_step is not None) == has_started and reached < threshold:
+                images.append(f"{b} (reached {reached:.1f})")
+        parts += [f"{what} in the images {', '.join(images)}"] if images else []
     if parts:
         hint = f"`semantic_threshold` is {threshold:g}; pass a lower one, or a `latest_start` such as 0.2"
         logger.warning(f"Guidance {'; it '.join(parts)}: {hint}.")

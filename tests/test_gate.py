@@ -226,6 +226,14 @@ def test_gates_that_opened_late_are_told_beside_those_that_stayed_shut(pipe, cap
     assert "never started" not in record.message and "`latest_start`" in record.message
 
 
+def test_a_gate_that_nobody_asks_is_told_where_it_stays_shut(caplog):
+    """Without a CLIP, and with no look late enough."""
+    pipe = tiny_models.muse_pipeline(clip_model=None)
+    settings = {"semantic_threshold": 18.0, "latest_start": 0.9, "update_interval": 3, "max_inner_steps": 0}
+    (trace,) = guide(pipe, **settings, num_inference_steps=3).trace
+    assert trace.gate_step is None and "Guidance never started" in caplog.text
+
+
 def test_never_is_never(pipe):
     """However late it is, and with nothing to wait for."""
     settings = {"semantic_threshold": math.inf, "num_inference_steps": 2, "max_inner_steps": 1, "latest_start": 0.0}
