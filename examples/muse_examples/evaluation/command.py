@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from muse_examples.evaluation.data import Case, Content, plan, read_contents, read_pairs
 from muse_examples.evaluation.making import make_rows, note_run, plan_table, slug
-from muse_examples.evaluation.methods import STOCK, Method, Studio, load_methods, muse
+from muse_examples.evaluation.methods import STOCK, TASK_OF_TABLE, Method, Studio, load_methods, muse
 from muse_examples.evaluation.reporting import judge_rows, report
 from muse_examples.evaluation.rivals import instruct_pix2pix, ledits, sdedit
 from muse_examples.evaluation.universal_guidance import universal
@@ -33,8 +33,6 @@ from muse_examples.pipelines import check_emotions, known_labels
 from pipeline_muse import MIKELS_WHEEL, MusePipeline
 
 
-TABLES = {"generation": "generation", "editing": "editing", "terms": "generation", "thresholds": "generation"}
-TABLES |= {"guides": "generation", "methods": "generation"}  # table -> task
 STAGES = ("make", "judge", "report")
 
 
@@ -58,7 +56,9 @@ def folder_or_file(text: str) -> Path:
 def parse_args(arguments: Sequence[str] | None = None, description: str | None = None) -> argparse.Namespace:
     """Reads the command line, or `arguments`; ends the program with a message where they make no sense."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", nargs="+", choices=TABLES, default=["generation"], help="Default: %(default)s.")
+    parser.add_argument(
+        "--table", nargs="+", choices=TASK_OF_TABLE, default=["generation"], help="Default: %(default)s."
+    )
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES), help="Default: all three.")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and end")
     parser.add_argument("--output_dir", type=output_folder, default=Path("outputs/evaluation"))
@@ -188,7 +188,7 @@ def add_column_options(parser: argparse.ArgumentParser) -> None:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program with a message where options contradict one another; resolves the guide's name."""
-    tasks = {TABLES[table] for table in args.table}
+    tasks = {TASK_OF_TABLE[table] for table in args.table}
     if "generation" in tasks and not args.captions:
         parser.error("--table generation, terms, thresholds and guides need --captions")
     if "editing" in tasks and not args.images:
@@ -280,7 +280,7 @@ def tables_of(args: argparse.Namespace) -> dict[str, list[Method]]:
     found = {}
     for table in args.table:
         methods = ROWS[table](args) + [
-            method for method in own if (TABLES[table] if table == "methods" else table) == method.task
+            method for method in own if (TASK_OF_TABLE[table] if table == "methods" else table) == method.task
         ]
         if args.rows:
             methods = [method for method in methods if any(part in method.name for part in args.rows)]
@@ -294,7 +294,7 @@ def tables_of(args: argparse.Namespace) -> dict[str, list[Method]]:
 
 def cases_of(args: argparse.Namespace) -> dict[str, list[Case]]:
     """What the rows of each task have to make."""
-    tasks = {TABLES[table] for table in args.table}
+    tasks = {TASK_OF_TABLE[table] for table in args.table}
     contents: dict[str, list[Content]] = {}
     if "generation" in tasks:
         contents["generation"] = read_contents(args.captions, args.seed)
@@ -334,7 +334,7 @@ def run(args: argparse.Namespace, state: PartialState) -> None:
     del studio
     state.wait_for_everyone()
     if "judge" in args.stage:
-        judge_rows(args, tables, TABLES, cases, state)
+        judge_rows(args, tables, cases, state)
     state.wait_for_everyone()
     if "report" in args.stage and state.is_main_process:
-        report(args, tables, TABLES, cases)
+        report(args, tables, cases)

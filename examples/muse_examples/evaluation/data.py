@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from muse_examples.evaluation.measures import ELEMENT_PROMPT
 from muse_examples.files import read_text
 from muse_examples.intentions import PICTURES, intended_emotion
 from muse_examples.runs import Job, Record, read_metadata, read_record
@@ -91,7 +92,7 @@ def read_contents(path: Path, seed: int = 0) -> list[Content]:
     if isinstance(data, dict) and "annotations" in data:
         contents = [Content(one_of(captions, seed, name)) for name, captions in coco_captions(data, seed).items()]
     elif isinstance(data, dict) and {"element", "caption"} <= data.keys():
-        contents = [Content(f"a photo of a {name}", element=True) for name in data["element"]]
+        contents = [Content(ELEMENT_PROMPT.format(name), element=True) for name in data["element"]]
         contents += [Content(caption) for caption in data["caption"]]
     elif isinstance(data, list):
         contents = [Content(one_of(captions_of(entry, path), seed, str(k))) for k, entry in enumerate(data)]

@@ -21,7 +21,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -492,7 +492,7 @@ def reference_statistics(
     Raises:
         ValueError: If the file holds statistics that are not from here, which nobody may want to lose.
     """
-    made_of = json.dumps([told_identity(judge), feature, normalize, sorted(digest(path) for path in paths)])
+    made_of = json.dumps([told_identity(judge), feature, normalize, sorted(content_of(path) for path in paths)])
     made_of = hashlib.sha256(made_of.encode()).hexdigest()
     if file.exists():
         with np.load(file) as saved:
@@ -597,7 +597,19 @@ def picture_keys(paths: Sequence[Path], prompts: Sequence[Prompt], heeds_prompts
     if len(paths) != len(prompts):
         raise ValueError(f"There are {len(prompts)} prompts of {len(paths)} pictures.")
     suffixes = [f" {prompt or ''}" if heeds_prompts else "" for prompt in prompts]
-    return [digest(path) + suffix for path, suffix in zip(paths, suffixes)]
+    return [content_of(path) + suffix for path, suffix in zip(paths, suffixes)]
+
+
+def content_of(path: Path) -> str:
+    """The digest of a file, which is read once for all judges, as long as it does not change."""
+    state = path.stat()
+    return known_digest(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def known_digest(path: Path, size: int, modified: int) -> str:
+    """The digest of a file in a state."""
+    return digest(path)
 
 
 def read_answers(file: Path) -> tuple[dict[str, Any], dict[str, Told]]:

@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from muse_examples.runs import (
 
 
 # What the pictures of all rows depend on, besides the row and the case.
-COMMON = ("base", "revision", "variant", "clip", "classifier", "preview_vae", "dtype", "batch_size", "height", "width")
+COMMON = ("base", "revision", "variant", "clip", "classifier", "preview_vae", "dtype", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,6 @@ def with_notes(made: Made, notes: Mapping[str, Any]) -> Made:
     return Made(made.image, made.trace, made.blackened, {**made.notes, **notes, **curves})
 
 
-def make_share(studio: Studio, share: Share) -> Iterator[str]:
-    """Makes what is missing of a row, picture by picture."""
-    yield from make_pictures(partial(timed, studio, share.method), share.batches, share.missing, share.folder)
-
-
 def make_rows(
     args: argparse.Namespace, studio: Studio, rows: Collection[tuple[Method, list[Case]]], state: PartialState
 ) -> int:
@@ -147,7 +142,8 @@ def make_rows(
     with tqdm(total=waiting, desc=f"process {state.process_index + 1}", **place) as bar:
         for share in shares:
             bar.set_postfix_str(share.method.name)
-            for _ in make_share(studio, share):
+            make = partial(timed, studio, share.method)
+            for _ in make_pictures(make, share.batches, share.missing, share.folder):
                 bar.update()
     return waiting
 
@@ -179,8 +175,7 @@ def plan_table(
     total = 0.0
     for method, cases in rows:
         share = share_of(args, method, cases, state)
-        steps = studio.call.get("num_inference_steps", 50)
-        calls, backward = method.calls(steps, studio.settings) if method.calls else ("–", "–")
+        calls, backward = method.calls(studio.steps, studio.settings) if method.calls else ("–", "–")
         seconds = seconds_per_picture(studio, share, cases)
         hours = seconds * len(share.missing) / 3600 / state.num_processes
         total += hours

@@ -17,7 +17,8 @@ which `evaluate.py --methods FILE` adds to the tables of its task.
 import argparse
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,10 @@ from pipeline_muse import DTYPE_ARGUMENT, MusePipeline
 
 
 TASKS = ("generation", "editing")
+# What the rows of each table make
+TASK_OF_TABLE = {"generation": "generation", "editing": "editing", "terms": "generation", "thresholds": "generation"}
+TASK_OF_TABLE |= {"guides": "generation", "methods": "generation"}
+STEPS = 50  # the default of upstream's text-to-image
 EVERY_ROW = ("height", "width", "num_inference_steps", "guidance_scale")
 
 
@@ -63,6 +68,11 @@ class Studio:
         pipe = load_pipeline(self.args)
         pipe.set_progress_bar_config(leave=False, disable=True)
         return pipe
+
+    @property
+    def steps(self) -> int:
+        """The number of denoising steps of all rows; where nothing says it, upstream's default."""
+        return self.call.get("num_inference_steps", STEPS)
 
     def load(self) -> None:
         """Loads the base, where that has not been done."""
@@ -264,16 +274,14 @@ def muse(name: str, task: str = "generation", guide: str | None = None, **settin
     return Method(name, make, task, settings | ({"guide": guide} if guide else {}), calls)
 
 
-class guided_by:
-    """Has another classifier guide a pipeline for a while."""
-
-    def __init__(self, pipe: DiffusionPipeline, guide: str | None) -> None:
-        self.pipe, self.guide, self.own = pipe, guide, pipe.emotion_classifier
-
-    def __enter__(self) -> None:
-        if self.guide is not None:
-            self.pipe.load_emotion_classifier(self.guide, trust_remote_code=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self.guide is not None:
-            self.pipe.register_modules(emotion_classifier=self.own)
+@contextmanager
+def guided_by(pipe: DiffusionPipeline, guide: str | None) -> Iterator[None]:
+    """Another classifier guides the pipeline in here; `None`: its own."""
+    own = pipe.emotion_classifier
+    if guide is not None:
+        pipe.load_emotion_classifier(guide, trust_remote_code=True)
+    try:
+        yield
+    finally:
+        if guide is not None:
+            pipe.register_modules(emotion_classifier=own)

@@ -63,7 +63,7 @@ from muse_examples.evaluation.measures import (
     squared_error,
     unit,
 )
-from muse_examples.evaluation.methods import Method
+from muse_examples.evaluation.methods import TASK_OF_TABLE, Method
 from muse_examples.evaluation.tables import (
     Column,
     Number,
@@ -130,10 +130,10 @@ class Row:
 
 
 def rows_of(
-    args: argparse.Namespace, table: str, task: str, methods: Sequence[Method], cases: Mapping[str, list[Case]]
+    args: argparse.Namespace, table: str, methods: Sequence[Method], cases: Mapping[str, list[Case]]
 ) -> dict[str, Row]:
     """The rows of a table that have pictures; those of other programs stand in the tables of whole methods."""
-    found = {}
+    task, found = TASK_OF_TABLE[table], {}
     for name, folder in args.folder if table == task else []:
         shown = shown_elsewhere(folder, cases[task], args.emotion)
         if task == "generation" or all(one.source for one in shown):
@@ -188,22 +188,20 @@ def honest_judge(args: argparse.Namespace) -> str:
 def all_rows(
     args: argparse.Namespace,
     tables: Mapping[str, Sequence[Method]],
-    tasks: Mapping[str, str],
     cases: Mapping[str, list[Case]],
 ) -> dict[str, dict[str, Row]]:
     """The rows of each table."""
-    return {table: rows_of(args, table, tasks[table], methods, cases) for table, methods in tables.items()}
+    return {table: rows_of(args, table, methods, cases) for table, methods in tables.items()}
 
 
 def judge_rows(
     args: argparse.Namespace,
     tables: Mapping[str, Sequence[Method]],
-    tasks: Mapping[str, str],
     cases: Mapping[str, list[Case]],
     state: PartialState,
 ) -> None:
     """Asks all judges about all pictures of which they have not been asked, this process about its share of rows."""
-    rows = {name: row for found in all_rows(args, tables, tasks, cases).values() for name, row in found.items()}
+    rows = {name: row for found in all_rows(args, tables, cases).values() for name, row in found.items()}
     asked = {name: (row.paths, row.prompts) for name, row in rows.items()}
     sources = list(dict.fromkeys(path for row in rows.values() for path in row.source_paths))
     if sources:
@@ -376,11 +374,10 @@ def trace_figures(row: Row) -> Figures:
 def report(
     args: argparse.Namespace,
     tables: Mapping[str, Sequence[Method]],
-    tasks: Mapping[str, str],
     cases: Mapping[str, list[Case]],
 ) -> None:
     """Writes the tables and figures of all tables that have pictures, and prints the first table of each."""
-    for table, rows in all_rows(args, tables, tasks, cases).items():
+    for table, rows in all_rows(args, tables, cases).items():
         if not rows:
             print(f"{table}: there are no pictures yet", file=sys.stderr)
             continue
@@ -393,11 +390,11 @@ def report(
         for name, _ in emotion_judges(args):
             write_emotions(args, rows, name, by_emotion, folder / f"{table}_emotions_{slug(name)}")
         write_confusions(rows, honest_judge(args), folder / f"{table}_confusion")
-        told = heading(args, table, cases[tasks[table]], rows)
+        told = heading(args, table, cases[TASK_OF_TABLE[table]], rows)
         body = [markdown(*shown, intervals=True) for shown in (first, second)]
         write_whole(folder / f"{table}.md", "\n\n".join([told, *body]) + "\n")
         draw(args, table, tables[table], rows, first, folder)
-        write_rater_sheets(args, table, tasks[table], rows)
+        write_rater_sheets(args, table, rows)
         print(told, markdown(*first), folder / f"{table}.md", sep="\n\n", flush=True)
 
 
@@ -533,7 +530,7 @@ def draw_thresholds(
     save_figure(figure, path)
 
 
-def write_rater_sheets(args: argparse.Namespace, table: str, task: str, rows: Mapping[str, Row]) -> None:
+def write_rater_sheets(args: argparse.Namespace, table: str, rows: Mapping[str, Row]) -> None:
     """Writes the blind test of whole methods, the paper's user study; one that is there may have been handed out."""
     output = args.output_dir / "raters" / table
     folders = {
@@ -542,7 +539,7 @@ def write_rater_sheets(args: argparse.Namespace, table: str, task: str, rows: Ma
         if name not in dict(args.folder) or row.shown[0].record
     }
     folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
-    if table != task or not folders or key_path(output).exists():
+    if table != TASK_OF_TABLE[table] or not folders or key_path(output).exists():
         return
     few = args.rater_pictures
     make_rater_sheets(folders, output, pictures=few, seed=args.seed, comparisons=few)

@@ -33,7 +33,6 @@ SDEDIT = (StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline)
 LEDITS = (LEditsPPPipelineStableDiffusion, LEditsPPPipelineStableDiffusionXL)
 INSTRUCT_PIX2PIX = (StableDiffusionInstructPix2PixPipeline, StableDiffusionXLInstructPix2PixPipeline)
 
-STEPS = 50  # the default of upstream's text-to-image, and so of the other rows
 INSTRUCTION = "make it evoke {emotion}"
 
 
@@ -71,11 +70,6 @@ def source_picture(pipe: DiffusionPipeline, job: Job, call: dict[str, Any], mult
     given: dict[str, Any] = {"new_width": call.get("width"), "new_height": call.get("height")}
     width, height = fit_size(image.width, image.height, area, multiple, **given)
     return pipe.image_processor.resize(image, height, width)
-
-
-def steps_of(studio: Studio) -> int:
-    """The number of denoising steps of all rows."""
-    return studio.call.get("num_inference_steps", STEPS)
 
 
 def pictures(output: Any) -> list[Made]:
@@ -116,11 +110,11 @@ def sdedit(strength: float) -> Method:
     check_number("strength", strength, above=0, high=1)
 
     def make(studio: Studio, jobs: Sequence[Job]) -> list[Made]:
-        if walked(steps_of(studio)) < 1:
-            raise ValueError(f"`strength` {strength:g} leaves none of {steps_of(studio)} steps to walk.")
+        if walked(studio.steps) < 1:
+            raise ValueError(f"`strength` {strength:g} leaves none of {studio.steps} steps to walk.")
         pipe = of_family(studio, SDEDIT, None)
         call = accepted_arguments(pipe.__call__, **studio.call)
-        call |= {"strength": strength, "num_inference_steps": steps_of(studio)}
+        call |= {"strength": strength, "num_inference_steps": studio.steps}
         source = source_picture(pipe, jobs[0], studio.call)
         prompts = [with_word(job) for job in jobs]
         with untouched(pipe):
@@ -160,7 +154,7 @@ def ledits(checkpoint: str | None = None, **settings: Any) -> Method:
         made = []
         for job, generator in zip(jobs, studio.generators(jobs)):  # an inversion has one generator
             pipe.scheduler = sde_solver(pipe.scheduler)
-            inversion = {"num_inversion_steps": steps_of(studio), **accepted_arguments(pipe.invert, **settings)}
+            inversion = {"num_inversion_steps": studio.steps, **accepted_arguments(pipe.invert, **settings)}
             with untouched(pipe):
                 pipe.invert(source, generator=generator, **inversion)
             editing = accepted_arguments(pipe.__call__, **noise_mask(pipe) | settings)
@@ -206,7 +200,7 @@ def instruct_pix2pix(checkpoint: str, instruction: str = INSTRUCTION, **settings
         pipe = of_family(studio, INSTRUCT_PIX2PIX, checkpoint)
         source = source_picture(pipe, jobs[0], studio.call)
         size = accepted_arguments(pipe.__call__, width=source.width, height=source.height)
-        call = {"num_inference_steps": steps_of(studio), **size, **settings}
+        call = {"num_inference_steps": studio.steps, **size, **settings}
         prompts = [instruction.format(emotion=in_words(job)) for job in jobs]
         with untouched(pipe):
             output = pipe(prompts, image=[source] * len(jobs), generator=studio.generators(jobs), **call)
