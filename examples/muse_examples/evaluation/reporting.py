@@ -10,13 +10,14 @@ import json
 import statistics
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from accelerate import PartialState
 from PIL import Image
 
@@ -86,6 +87,7 @@ EXAMPLES = 6  # prompts on the sheet of examples
 FEATURE_MAPS = 6  # rows, for which there is room
 
 Figures = dict[Column, Number]  # of a row
+Look = Callable[[np.ndarray, np.ndarray], float]  # how different two pictures look
 
 
 @dataclass
@@ -163,6 +165,11 @@ def text_judges(args: argparse.Namespace) -> list[tuple[str, str]]:
     return [("CLIP", own[0] if own else args.clip)]
 
 
+def feature_clip(args: argparse.Namespace) -> str:
+    """The CLIP by whose features all else is computed."""
+    return text_judges(args)[0][0]
+
+
 def judges_of(args: argparse.Namespace) -> list[Judge]:
     """
     Everyone who is asked.
@@ -230,7 +237,7 @@ def reference_file(output_dir: Path, judge: str, name: str) -> Path:
 
 def references_of(args: argparse.Namespace, judge: Judge) -> Iterator[tuple[Path, list[Path]]]:
     """The files of statistics to write of a judge's features, and their pictures."""
-    if isinstance(judge, InceptionJudge) or judge.name == text_judges(args)[0][0]:
+    if isinstance(judge, InceptionJudge) or judge.name == feature_clip(args):
         for name, folder in args.fid:
             if folder.is_dir():
                 paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
@@ -257,7 +264,16 @@ def recall_answers(args: argparse.Namespace, rows: Collection[Row]) -> None:
 # --------------------------------------------------------------------------------------
 
 
-def main_figures(args: argparse.Namespace, row: Row, estimate: Any) -> Figures:
+class Reference(NamedTuple):
+    """Pictures that rows are compared with: the column of the distance, whose features, and their statistics."""
+
+    column: Column
+    judge: str
+    statistics: Statistics
+    by_clip: bool
+
+
+def main_figures(args: argparse.Namespace, references: Sequence[Reference], row: Row, estimate: Any) -> Figures:
     """What the first table of a report shows: emotion, content, likeness to real pictures, and time."""
     found: Figures = {}
     for name, _ in emotion_judges(args):
@@ -272,9 +288,9 @@ def main_figures(args: argparse.Namespace, row: Row, estimate: Any) -> Figures:
         known = [place for place, prompt in enumerate(row.prompts) if prompt]
         similarity = row.answers[name]["similarity"][known]
         found[Column(name, better="higher")] = estimate(similarity, [row.contents[place] for place in known])
-    found |= distances(args, row)
+    found |= distances(references, row)
     if row.source_paths:
-        name = text_judges(args)[0][0]
+        name = feature_clip(args)
         likeness = cosine(row.answers[name]["image"], row.sources[name]["image"])
         found[Column("image similarity", digits=2, better="higher")] = estimate(likeness, row.contents)
     if seconds := row.told("seconds"):
@@ -284,29 +300,34 @@ def main_figures(args: argparse.Namespace, row: Row, estimate: Any) -> Figures:
     return found
 
 
-def distances(args: argparse.Namespace, row: Row) -> Figures:
-    """The Frechet distances to references, of a CLIP's features (on the unit sphere, times 100) and Inception's."""
-    clip, found = text_judges(args)[0][0], dict[Column, Number]()
-    if len(row.shown) < 2:
-        return found
+def references_to(args: argparse.Namespace) -> list[Reference]:
+    """What rows are compared with, by a CLIP's features (on the unit sphere, times 100) and by Inception's."""
+    clip, found = feature_clip(args), list[Reference]()
     for name, place in args.fid:
         for judge in [clip] + ["inception"] * args.inception:
-            by_clip = judge == clip
-            features = unit(row.answers[judge]["image"]) if by_clip else row.answers[judge]["features"]
             file = reference_file(args.output_dir, judge, name) if place.is_dir() else place
-            reference = Statistics.load(file)
-            if reference.mean.shape[0] != features.shape[1]:  # statistics that were saved of other features
-                continue
-            column = Column(f"FID {name}" + (f", {clip}" if by_clip else ""), digits=2, better="lower")
-            with warnings.catch_warnings(action="ignore"):  # the heading says it once
-                found[column] = frechet_distance(Statistics.of(features), reference) * (100 if by_clip else 1)
+            column = Column(f"FID {name}" + (f", {clip}" if judge == clip else ""), digits=2, better="lower")
+            found.append(Reference(column, judge, Statistics.load(file), by_clip=judge == clip))
     return found
 
 
-def more_figures(args: argparse.Namespace, row: Row, estimate: Any) -> Figures:
+def distances(references: Sequence[Reference], row: Row) -> Figures:
+    """The Frechet distances of a row's pictures to references."""
+    found: Figures = {}
+    for one in references if len(row.shown) > 1 else ():
+        features = unit(row.answers[one.judge]["image"]) if one.by_clip else row.answers[one.judge]["features"]
+        if one.statistics.mean.shape[0] != features.shape[1]:  # statistics that were saved of other features
+            continue
+        with warnings.catch_warnings(action="ignore"):  # the heading says it once
+            distance = frechet_distance(Statistics.of(features), one.statistics)
+        found[one.column] = distance * (100 if one.by_clip else 1)
+    return found
+
+
+def more_figures(args: argparse.Namespace, look: Look | None, row: Row, estimate: Any) -> Figures:
     """What the second table of a report shows."""
     found: Figures = {}
-    variant, clip = args.metric_variant, row.answers[text_judges(args)[0][0]]
+    variant, clip = args.metric_variant, row.answers[feature_clip(args)]
     for name, _ in emotion_judges(args):
         answers = row.answers[name]
         if MIKELS_WHEEL.keys() >= {*answers.labels, *row.emotions}:
@@ -326,28 +347,27 @@ def more_figures(args: argparse.Namespace, row: Row, estimate: Any) -> Figures:
     diversity = semantic_diversity(clip["image"], row.emotions, variant=variant, seed=args.seed)
     found[Column("diversity", digits=3, better="higher")] = diversity.value
     found[Column("intra-class variance", digits=3)] = intra_class_variance(clip["image"], row.emotions).value
-    found |= pixel_figures(args, row, estimate) | trace_figures(row)
+    found |= pixel_figures(args, look, row, estimate) | trace_figures(row)
     found[Column("pictures", digits=0)] = len(row.shown)
     return found
 
 
-def pixel_figures(args: argparse.Namespace, row: Row, estimate: Any) -> Figures:
-    """How far edits are from their sources, and LPIPS' diversity."""
+def pixel_figures(args: argparse.Namespace, look: Look | None, row: Row, estimate: Any) -> Figures:
+    """How far edits are from their sources, and by LPIPS (`look`) the diversity of what is no edit."""
     found: Figures = {}
-    distance = lpips_distance(args.device) if args.lpips else None
     if row.source_paths:
         with Image.open(row.paths[0]) as image:
             size = image.size
         edited, sources = Pictures(row.paths, size), Pictures(row.source_paths, size)
         errors = [squared_error(edit, source, args.metric_variant) for edit, source in zip(edited, sources)]
         found[Column("MSE", digits=0, better="lower")] = estimate(errors, row.contents)
-        if distance:
-            looks = [perceptual_distance(*pair, distance, args.metric_variant) for pair in zip(edited, sources)]
+        if look:
+            looks = [perceptual_distance(*pair, look, args.metric_variant) for pair in zip(edited, sources)]
             found[Column("LPIPS", digits=3, better="lower")] = estimate(looks, row.contents)
-    elif distance:
+    elif look:
         pairs = LPIPS_PAIRS if args.metric_variant == "corrected" else None
         diversity = perceptual_diversity(
-            Pictures(row.paths), row.emotions, distance, args.metric_variant, pairs, args.seed
+            Pictures(row.paths), row.emotions, look, args.metric_variant, pairs, args.seed
         )
         found[Column("LPIPS diversity", digits=3, better="higher")] = diversity.value
     return found
@@ -377,6 +397,7 @@ def report(
     cases: Mapping[str, list[Case]],
 ) -> None:
     """Writes the tables and figures of all tables that have pictures, and prints the first table of each."""
+    references, look = references_to(args), lpips_distance(args.device) if args.lpips else None
     for table, rows in all_rows(args, tables, cases).items():
         if not rows:
             print(f"{table}: there are no pictures yet", file=sys.stderr)
@@ -385,8 +406,8 @@ def report(
         folder = args.output_dir / "tables"
         estimate = partial(mean_estimate, resamples=args.resamples, seed=args.seed)
         by_emotion = partial(estimates_by, resamples=args.resamples, seed=args.seed)
-        first = write_figures(rows, partial(main_figures, args), estimate, folder / table)
-        second = write_figures(rows, partial(more_figures, args), estimate, folder / f"{table}_more")
+        first = write_figures(rows, partial(main_figures, args, references), estimate, folder / table)
+        second = write_figures(rows, partial(more_figures, args, look), estimate, folder / f"{table}_more")
         for name, _ in emotion_judges(args):
             write_emotions(args, rows, name, by_emotion, folder / f"{table}_emotions_{slug(name)}")
         write_confusions(rows, honest_judge(args), folder / f"{table}_confusion")
@@ -466,7 +487,7 @@ def draw(
     folder: Path,
 ) -> None:
     """Draws the figures that suit a table."""
-    judge, clip = honest_judge(args), text_judges(args)[0][0]
+    judge, clip = honest_judge(args), feature_clip(args)
     columns = {column.name: column for column in shown[1]}
     content = columns["image similarity"] if "image similarity" in columns else columns[clip]
     save_figure(scatter_figure(shown[0], content, columns[judge]), folder / f"{table}.png")
