@@ -6,7 +6,8 @@ Lengths are in 64ths of the shorter side, so that a picture loses as much at any
 drawings of Storybook, which `examples/storybook/evaluate.py` measures again: what the degradations cost the judges
 there is what they cost an emotion that is plain to see.
 
-The guide looks through others (`pipeline_muse.degrade`), so that it is not optimised against those that it is judged by.
+The guide looks through others (`pipeline_muse.degrade`), so that it is not optimised against those that it is judged
+by.
 """
 
 import math

@@ -171,15 +171,10 @@ def read_table(path: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def seconds_column(table: dict[str, dict[str, float]]) -> str:
-    """The heading of the column of seconds."""
-    return next(name for row in table.values() for name in row if name.startswith("seconds"))
-
-
 def times_stock(table: dict[str, dict[str, float]]) -> dict[str, float]:
     """The time of each row, as a multiple of the stock pipeline's."""
-    name = seconds_column(table)
-    return {row: told[name] / table[STOCK][name] for row, told in table.items()}
+    seconds = column(table, "seconds")
+    return {row: told / seconds[STOCK] for row, told in seconds.items()}
 
 
 def column(table: dict[str, dict[str, float]], name: str) -> dict[str, float]:
