@@ -31,7 +31,7 @@ from muse_examples.pipelines import settings_of
 from muse_examples.runs import Job, batches, run_batch
 from PIL import Image
 from repository import ROOT
-from test_sets import prompts, write_sources
+from test_sets import CLIP, JUDGES, PIXELS, SEED, prompts, write_sources
 from tqdm import tqdm
 from world import EMOTIONS
 
@@ -47,8 +47,6 @@ MARGINS = (0, 8, 16, 24)  # px between the mask and what is compared with the so
 
 
 CALL = settings_of(str(ROOT))["call"]
-JUDGES = {"Emo-A": f"Emo-A={ROOT / 'emotion_classifier'}", "Emo-B": "Emo-B=emo_b", "Emo-C": "Emo-C=emo_c"}
-PIXELS = json.loads((ROOT / "vae" / "config.json").read_text())["sample_size"]  # of a side of a picture
 
 Pictures = dict[float, list[Path]]  # by strength or share
 
@@ -60,7 +58,7 @@ Pictures = dict[float, list[Path]]  # by strength or share
 
 def cases(number_of_prompts: int) -> list[Case]:
     """Prompts with all 8 emotions."""
-    return plan([Content(prompt) for prompt in prompts(number_of_prompts)], EMOTIONS, None, seed=1000)
+    return plan([Content(prompt) for prompt in prompts(number_of_prompts)], EMOTIONS, None, seed=SEED)
 
 
 def edits(number_of_sources: int, folder: Path) -> list[Case]:
@@ -111,13 +109,13 @@ def make(
 @cache
 def judges() -> dict[str, EmotionJudge]:
     """The guide, and judges that never guide."""
-    return {name: EmotionJudge.parse(text) for name, text in JUDGES.items()}
+    return {judge.name: judge for judge in map(EmotionJudge.parse, JUDGES)}
 
 
 @cache
 def clip() -> ClipJudge:
     """The held-out CLIP."""
-    return ClipJudge.parse("CLIP=storybook_clip")
+    return ClipJudge.parse(CLIP)
 
 
 def row_name(paths: Sequence[Path]) -> str:

@@ -25,11 +25,10 @@ from filelock import FileLock
 from muse_examples.evaluation.command import main as evaluate
 from muse_examples.options import positive_int
 from repository import ROOT
-from test_sets import write_drawings, write_prompts, write_references, write_sources
+from test_sets import CLIP, JUDGES, PIXELS, SEED, write_drawings, write_prompts, write_references, write_sources
 
 
 HERE = Path(__file__).resolve().parent
-PIXELS = json.loads((ROOT / "vae" / "config.json").read_text())["sample_size"]  # of a side of a picture
 DRAWINGS = "drawings of the emotion, held out"
 TABLES = ("generation", "editing", "terms", "thresholds")
 FIGURES = ("generation_examples.png", "generation_features.png", "terms_inner_loop.png", "thresholds_curve.png")
@@ -77,13 +76,13 @@ def options(args: argparse.Namespace) -> list[str]:
         "folder": f"{DRAWINGS}={write_drawings(data / 'drawings', args.drawings_of_each, PIXELS)}",
         "fid": f"drawings={write_references(data / 'references', args.references, PIXELS)}",
         "methods": HERE / "rows.py",
-        "scores": "CLIP=storybook_clip",
-        "seed": 1000,
+        "scores": CLIP,
+        "seed": SEED,
         "batch_size": 16,
         "output_dir": args.output_dir,
     }
     told = [text for name, value in asked.items() for text in (f"--{name}", str(value))]
-    return [*told, "--classifier", f"Emo-A={ROOT / 'emotion_classifier'}", "Emo-B=emo_b", "Emo-C=emo_c", *rows]
+    return [*told, "--classifier", *JUDGES, *rows]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

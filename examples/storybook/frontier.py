@@ -30,7 +30,7 @@ from muse_examples.files import read_text, write_whole
 from muse_examples.runs import Job, Made, run_batch
 from repository import ROOT
 from safetensors.torch import load_file
-from test_sets import prompts, write_prompts
+from test_sets import CLIP, JUDGES, SEED, prompts, write_prompts
 from world import EMOTIONS
 
 from pipeline_muse import MusePipeline
@@ -253,9 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.library:
         build_library()
         return
-    judges = [f"Emo-A={ROOT / 'emotion_classifier'}", "Emo-B=emo_b", "Emo-C=emo_c"]
-    given = ["--captions", str(write_prompts(args.output_dir / "prompts.txt", args.prompts)), "--seed", "1000"]
-    given += ["--batch_size", "8", "--classifier", *judges, "--scores", "CLIP=storybook_clip", "--table", "methods"]
+    given = ["--captions", str(write_prompts(args.output_dir / "prompts.txt", args.prompts)), "--seed", str(SEED)]
+    given += ["--batch_size", "8", "--classifier", *JUDGES, "--scores", CLIP, "--table", "methods"]
     evaluate([*given, "--methods", __file__, "--output_dir", str(args.output_dir), *rest], __doc__)
     if (args.output_dir / "tables" / TABLE).exists():
         table = read_table(args.output_dir / "tables" / TABLE)

@@ -25,7 +25,7 @@ from muse_examples.evaluation.data import Case, Content, plan
 from muse_examples.measuring import processor
 from muse_examples.pipelines import settings_of
 from repository import ROOT
-from test_sets import prompts
+from test_sets import SEED, prompts
 from world import EMOTIONS
 
 from pipeline_muse import MusePipeline
@@ -38,7 +38,7 @@ STANDSTILL = 1e-12  # a learning rate that moves no token, so that both decoders
 
 def pairs(count: int) -> list[Case]:
     """So many prompts, each with another emotion."""
-    cases = plan([Content(prompt) for prompt in prompts(count)], EMOTIONS, None, seed=1000)
+    cases = plan([Content(prompt) for prompt in prompts(count)], EMOTIONS, None, seed=SEED)
     return [cases[(len(EMOTIONS) + 1) * number % len(cases)] for number in range(count)]
 
 

@@ -9,9 +9,14 @@ from pathlib import Path
 import repository  # noqa: F401
 from muse_examples.files import write_whole
 from PIL import Image
+from repository import ROOT
 from world import EMOTIONS, PLACES, SUBJECTS, Scene, content_prompt, render, sample_scene
 
 
+PIXELS = json.loads((ROOT / "vae" / "config.json").read_text())["sample_size"]  # of a side of a picture
+JUDGES = (f"Emo-A={ROOT / 'emotion_classifier'}", "Emo-B=emo_b", "Emo-C=emo_c")  # the guide, and who never guides
+CLIP = "CLIP=storybook_clip"  # which no pipeline sees
+SEED = 1000  # of the first prompt
 TUNED_ON = 2  # prompts that served to choose the settings, so they are not measured on
 
 
