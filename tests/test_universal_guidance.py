@@ -271,8 +271,9 @@ def test_no_graph_outlives_its_step(pipe, monkeypatch):
         return classify(image)
 
     monkeypatch.setattr(pipe, "_classify", count)
+    others = count_graphs()  # what earlier tests of the same process left behind
     made = guided(pipe)
-    assert not made.requires_grad and count_graphs() == 0
+    assert not made.requires_grad and count_graphs() <= others
     assert len(set(seen)) == 1, "each step starts with as much as the first"
 
 
