@@ -4,7 +4,7 @@ import inspect
 import json
 import random
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -448,6 +448,32 @@ def test_the_frontier_reads_the_tables_of_the_evaluation(frontier, tmp_path):
     assert frontier.report(table).splitlines()[-1] == "| full | 75.0 | 50.0 | 57.0 | 4.00 |"
     frontier.plot(table, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 0
+
+
+def test_edits_that_the_world_draws_change_nothing_but_cues():
+    from edit_frontier import DRAWN, drawn_edits
+    from test_sets import scenes
+    from world import EMOTIONS, render
+
+    sources = [scene for scene in scenes("edit", 2, [None]) for _ in EMOTIONS]
+    edits = [list(drawn_edits(2, strength).values()) for strength in DRAWN]
+    for weak, strong, source in zip(edits[0], edits[-1], sources):
+        assert {cue for cue, _ in weak.cues} <= {cue for cue, _ in strong.cues} and weak.emotion == strong.emotion
+        without = replace(strong, cues=(), emotion=None, strength=0.0)
+        assert render(without).tobytes() == render(source).tobytes() != render(strong).tobytes()
+    assert list(drawn_edits(2, 0.5))[8:10] == ["00001_amusement.png", "00001_awe.png"]
+
+
+def test_the_frontier_of_edits_shows_the_worlds_own(tmp_path):
+    import edit_frontier
+
+    rows = [edit_frontier.WORLD.format(f"{strength:g}") for strength in edit_frontier.DRAWN]
+    rows += [edit_frontier.name_of(strength, share) for strength in edit_frontier.STRENGTHS
+             for share in edit_frontier.EMOTION_STRENGTHS]  # fmt: skip
+    table = {row: dict.fromkeys(edit_frontier.COLUMNS, 50.0) | {"image similarity": 0.9} for row in rows}
+    edit_frontier.plot(table, tmp_path / "edit_frontier.png")
+    assert (tmp_path / "edit_frontier.png").stat().st_size > 0
+    assert edit_frontier.report(table).splitlines()[2] == f"| {rows[0]} | 50.0 | 50.0 | 50.0 | 50.0 | 0.90 |"
 
 
 def test_prompts_of_the_library_are_not_those_that_rows_are_measured_on(frontier):

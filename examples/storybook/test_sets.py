@@ -1,6 +1,7 @@
 # Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Storybook's test sets, as files that `examples/evaluate.py` reads: prompts, and held-out drawings."""
 
+import itertools
 import json
 import random
 from collections.abc import Iterable
@@ -33,12 +34,11 @@ def write_prompts(path: Path, count: int, start: int = 0) -> Path:
     return path
 
 
-def write_pictures(folder: Path, scenes: Iterable[Scene], size: int) -> Path:
+def write_pictures(folder: Path, scenes: Iterable[Scene], size: int, names: Iterable[str] | None = None) -> Path:
     """Draws scenes, with what they show and evoke in `metadata.jsonl`. Drawings that are there are not drawn again."""
     lines = []
     folder.mkdir(parents=True, exist_ok=True)
-    for number, scene in enumerate(scenes):
-        name = f"drawing{number:04d}.png"
+    for scene, name in zip(scenes, names or (f"drawing{number:04d}.png" for number in itertools.count())):
         shown = {"file": name, "prompt": content_prompt(scene.place, scene.subject), "emotion": scene.emotion}
         lines.append(json.dumps(shown) + "\n")
         if not is_picture(folder / name, size):

@@ -267,8 +267,10 @@ def shown_elsewhere(folder: Path, cases: Sequence[Case], emotions: Sequence[str]
         emotion = intended_emotion(path, emotions, intentions)
         if emotion is None:
             continue
-        case = by_prompt.get(record.get("prompt")) or by_name.get(path.stem.split("_")[0])
-        prompt = record.get("prompt") or (case.prompt if case else None)
+        case, prompt = by_name.get(path.stem.split("_")[0]), record.get("prompt")
+        if case is None or prompt not in (None, case.prompt):  # numbered otherwise
+            case = by_prompt.get(prompt) or case
+        prompt = prompt or (case.prompt if case else None)
         source = case.source if case else None
         content: str | int = case.content if case else str(path)
         found.append(Shown(path, emotion, prompt, source, content, bool(case and case.element), record))
