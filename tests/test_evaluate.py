@@ -17,7 +17,7 @@ from muse_examples.evaluation import making
 from muse_examples.evaluation.command import cases_of, main, parse_args, tables_of
 from muse_examples.evaluation.data import plan, read_contents
 from muse_examples.evaluation.making import row_folder, slug
-from muse_examples.evaluation.methods import Studio, method
+from muse_examples.evaluation.methods import Studio, guided_by, method
 from muse_examples.evaluation.reporting import honest_judge, judges_of
 from muse_examples.files import PARTIAL
 from muse_examples.pipelines import judges
@@ -158,6 +158,7 @@ def test_rows_are_what_they_are_called(options, tiny):
     ("more", "message"),
     [
         (["--table", "editing"], "needs --images"),
+        (["--table", "methods"], "needs the files of --methods"),
         (["--rows", "nothing"], "No row of generation"),
         (["--folder", "a=/nowhere"], "there is no folder"),
         (["--classifier", "=x"], "is not name=value"),
@@ -306,6 +307,9 @@ def test_guides_guide_and_leave_the_pipeline_its_own(options, tiny, tmp_path):
     assert studio.pipe.emotion_classifier is own
     assert by_first[0].trace.probabilities != by_second[0].trace.probabilities
     assert args.classifier == str(tiny["judge0"]), "a guide may be named as a judge is"
+    with guided_by(studio.pipe, "emo_b"):
+        assert type(studio.pipe.emotion_classifier).__name__ == "ResNetForImageClassification"
+    assert studio.pipe.emotion_classifier is own
 
 
 def test_a_killed_run_goes_on_with_two_processes_to_the_pictures_of_one(options, tmp_path, monkeypatch, one_thread):

@@ -100,7 +100,7 @@ def plot(table: dict[str, dict[str, float]], path: Path) -> None:
 def parse_args(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """The options of this script, and those of `examples/evaluate.py`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", type=int, default=8, help="drawings to edit, each towards all 8 emotions")
+    parser.add_argument("--sources", type=int, default=4, help="drawings to edit, each towards all 8 emotions")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/edit_frontier"))
     parser.add_argument("--results_dir", type=Path, help="write table and plot there, too")
     return parser.parse_known_args(arguments)

@@ -190,9 +190,11 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program with a message where options contradict one another; resolves the guide's name."""
     tasks = {TASK_OF_TABLE[table] for table in args.table}
     if "generation" in tasks and not args.captions:
-        parser.error("--table generation, terms, thresholds and guides need --captions")
+        parser.error("all tables but editing need --captions")
     if "editing" in tasks and not args.images:
         parser.error("--table editing needs --images")
+    if "methods" in args.table and not args.methods:
+        parser.error("--table methods needs the files of --methods that have its rows")
     for option, values in (
         ("classifier", args.judges),
         ("folder", args.folder),

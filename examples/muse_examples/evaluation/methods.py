@@ -28,8 +28,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from muse_examples.classifiers import read_model
 from muse_examples.options import call_options
-from muse_examples.pipelines import DTYPES, generators, load_pipeline
+from muse_examples.pipelines import DTYPES, generators, judges, load_pipeline
 from muse_examples.runs import Job, Made, run_batch
 from pipeline_muse import DTYPE_ARGUMENT, MusePipeline
 
@@ -252,7 +253,8 @@ def muse(name: str, task: str = "generation", guide: str | None = None, **settin
     Args:
         name (`str`): The row's name.
         task (`str`, defaults to `"generation"`): "generation" or "editing", where the job's source is edited.
-        guide (`str`, *optional*): Another classifier that guides, a Hub id or a path.
+        guide (`str`, *optional*): Another classifier that guides: a Hub id, a path, or the name of one of the
+            [`judges`].
         settings: Arguments of the pipeline. `negative_prompt="source"` stands for the job's own prompt.
     """
 
@@ -278,7 +280,9 @@ def muse(name: str, task: str = "generation", guide: str | None = None, **settin
 def guided_by(pipe: DiffusionPipeline, guide: str | None) -> Iterator[None]:
     """Another classifier guides the pipeline in here; `None`: its own."""
     own = pipe.emotion_classifier
-    if guide is not None:
+    if guide in judges():
+        pipe.load_emotion_classifier(read_model(judges()[guide]).to(pipe.dtype))
+    elif guide is not None:
         pipe.load_emotion_classifier(guide, trust_remote_code=True)
     try:
         yield
