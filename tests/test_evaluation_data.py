@@ -160,9 +160,9 @@ def test_foreign_pictures_are_known_by_record_name_or_folder(tmp_path):
     }
     assert found["x.png"].content == 0
     twins = plan([Content("a boat", tmp_path / "1.png"), Content("a boat", tmp_path / "2.png")], EMOTIONS, None)
-    name = picture(folder / "00000_awe.png").name
-    write(folder / "metadata.jsonl", json.dumps({"file": name, "emotion": "awe", "prompt": "a boat"}) + "\n")
-    (numbered,) = (one for one in shown_elsewhere(folder, twins, EMOTIONS) if one.path.name == name)
-    assert numbered.source == tmp_path / "1.png", "of two sources of one caption its number tells"
+    record = {"file": picture(folder / "z.png").name, "emotion": "awe", "prompt": "a boat", "source": "1.png"}
+    write(folder / "metadata.jsonl", json.dumps(record) + "\n")
+    (edit,) = (one for one in shown_elsewhere(folder, twins, EMOTIONS) if one.path.name == "z.png")
+    assert edit.source == tmp_path / "1.png", "two sources may have one caption"
     with pytest.raises(ValueError, match="Of no picture"):
         shown_elsewhere(folder, cases, ["disgust"])

@@ -47,14 +47,14 @@ REGISTERED += [
 ]
 
 
-def drawn_edits(count: int, strength: float) -> dict[str, Scene]:
-    """By file name, the scenes of [`write_sources`], each with cues of every emotion and nothing else changed."""
-    edited = {}
+def drawn_edits(count: int, strength: float) -> list[Scene]:
+    """The scenes of [`write_sources`], each with cues of every emotion and nothing else changed."""
+    edited = []
     for number, scene in enumerate(scenes("edit", count, [None])):
         for emotion in EMOTIONS:
             source = random.Random(f"edit/{number}/{emotion}")  # the same cues at every strength
             cues = sample_scene(source, emotion, scene.place, scene.subject, strength).cues
-            edited[f"{number:05d}_{emotion}.png"] = replace(scene, emotion=emotion, cues=cues)
+            edited.append(replace(scene, emotion=emotion, cues=cues))
     return edited
 
 
@@ -113,9 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = ["--seed", str(SEED), "--batch_size", "8", "--classifier", *JUDGES, "--scores", CLIP]
     with FileLock(args.output_dir / "data.lock"):  # of several processes one draws
         given += ["--images", str(write_sources(data / "sources", args.sources, PIXELS)), "--folder"]
+        sources = [f"drawing{number:04d}.png" for number in range(args.sources) for _ in EMOTIONS]
         for strength in DRAWN:
-            edits = drawn_edits(args.sources, strength)
-            folder = write_pictures(data / f"drawn_{strength:g}", edits.values(), PIXELS, edits)
+            folder = data / f"drawn_{strength:g}"
+            write_pictures(folder, drawn_edits(args.sources, strength), PIXELS, sources)
             given += [f"{WORLD.format(f'{strength:g}')}={folder}"]
     rows = ["--table", "editing", "--rows", "emotion_strength", "--methods", __file__]
     evaluate([*given, *rows, "--output_dir", str(args.output_dir), *rest], __doc__)

@@ -34,13 +34,17 @@ def write_prompts(path: Path, count: int, start: int = 0) -> Path:
     return path
 
 
-def write_pictures(folder: Path, scenes: Iterable[Scene], size: int, names: Iterable[str] | None = None) -> Path:
-    """Draws scenes, with what they show and evoke in `metadata.jsonl`. Drawings that are there are not drawn again."""
+def write_pictures(folder: Path, scenes: Iterable[Scene], size: int, sources: Iterable[str] = ()) -> Path:
+    """
+    Draws scenes, with what they show and evoke in `metadata.jsonl`, and for edits their sources. Drawings that are
+    there are not drawn again.
+    """
     lines = []
     folder.mkdir(parents=True, exist_ok=True)
-    for scene, name in zip(scenes, names or (f"drawing{number:04d}.png" for number in itertools.count())):
+    for number, (scene, source) in enumerate(zip(scenes, itertools.chain(sources, itertools.repeat(None)))):
+        name = f"drawing{number:04d}.png"
         shown = {"file": name, "prompt": content_prompt(scene.place, scene.subject), "emotion": scene.emotion}
-        lines.append(json.dumps(shown) + "\n")
+        lines.append(json.dumps(shown | ({"source": source} if source else {})) + "\n")
         if not is_picture(folder / name, size):
             render(scene, size).save(folder / name)
     write_whole(folder / "metadata.jsonl", "".join(lines))

@@ -247,7 +247,8 @@ def shown_elsewhere(folder: Path, cases: Sequence[Case], emotions: Sequence[str]
     The pictures that another program made.
 
     What one is meant to evoke stands in its record, its `metadata.jsonl`, its name, or the name of its folder. What it
-    is meant to show is known where its record says so, or where its name begins with that of a case, `00017_…`.
+    is meant to show is known where its record says so, or names the "source" that was edited, or where its name begins
+    with that of a case, `00017_…`.
 
     Args:
         folder (`Path`): The pictures, in it or in folders of it.
@@ -259,6 +260,7 @@ def shown_elsewhere(folder: Path, cases: Sequence[Case], emotions: Sequence[str]
     """
     by_name = {case.name: case for case in cases}
     by_prompt = {case.prompt: case for case in cases}
+    by_source = {case.source.name: case for case in cases if case.source}
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
         records = read_metadata(path.parent / "metadata.jsonl")
@@ -267,10 +269,9 @@ def shown_elsewhere(folder: Path, cases: Sequence[Case], emotions: Sequence[str]
         emotion = intended_emotion(path, emotions, intentions)
         if emotion is None:
             continue
-        case, prompt = by_name.get(path.stem.split("_")[0]), record.get("prompt")
-        if case is None or prompt not in (None, case.prompt):  # numbered otherwise
-            case = by_prompt.get(prompt) or case
-        prompt = prompt or (case.prompt if case else None)
+        case = by_source.get(Path(record.get("source") or "").name) or by_prompt.get(record.get("prompt"))
+        case = case or by_name.get(path.stem.split("_")[0])
+        prompt = record.get("prompt") or (case.prompt if case else None)
         source = case.source if case else None
         content: str | int = case.content if case else str(path)
         found.append(Shown(path, emotion, prompt, source, content, bool(case and case.element), record))
