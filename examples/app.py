@@ -76,9 +76,8 @@ from pipeline_muse import MIKELS_WHEEL, PixelSpec  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-# How far each step goes from the picture without the emotion to the one with it, `emotion_strength`.
 EVOKE, KEEP = "Evoke the emotion", "Keep the picture"
-MODES = {EVOKE: 1.0, KEEP: 0.5}
+MODES = {EVOKE: (1.0, 1.0), KEEP: (0.75, 0.75)}  # `emotion_strength` and `strength`: examples/storybook/edit_frontier.py
 
 MENDABLE = (*USERS_ERRORS, argparse.ArgumentTypeError)  # by whoever made the call
 HEIGHT, SHEET_HEIGHT = 500, 760  # px, on the page
@@ -426,7 +425,8 @@ class App:
         place = [add["emotion"], self.mode]
         add["emotion"].change(self.draw_wheel, place, self.wheel, api_visibility="private", **quick)
         self.mode.change(self.draw_wheel, place, self.wheel, api_visibility="private", **quick)
-        self.mode.change(MODES.get, self.mode, add["emotion_strength"], api_visibility="private", **quick)
+        dials = [add["emotion_strength"], add["strength"]]
+        self.mode.change(MODES.get, self.mode, dials, api_visibility="private", **quick)
         self.wheel.select(self.click_wheel, None, place, api_visibility="private", **quick)
         self.dice.click(lambda: int(uuid4()) % 100_000, None, add["seed"], api_visibility="private", **quick)
 

@@ -29,10 +29,9 @@ ON_A_CPU = {
     'variant="fp16",': "",
     'preset="fast"': 'preset="fast", num_inference_steps=3',
     "num_inference_steps=25": "num_inference_steps=3",
-    "strength=0.75": "num_inference_steps=4, strength=0.75",
+    " strength=0.75": " num_inference_steps=4, strength=0.75",
     'emotion="melancholic"': 'emotion="melancholic", num_inference_steps=2',
     'emotion="eerie"': 'emotion="eerie", num_inference_steps=2',
-    "emotion_strength=0.5)": "emotion_strength=0.5, num_inference_steps=2)",
     'pipe("a lighthouse")': 'pipe("a lighthouse", num_inference_steps=2)',
     'pipe("a lighthouse", emotion="awe").': 'pipe("a lighthouse", emotion="awe", num_inference_steps=2).',
 }

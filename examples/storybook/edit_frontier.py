@@ -28,7 +28,7 @@ from world import EMOTIONS, Scene, sample_scene
 
 DRAWN = (0.3, 0.4, 0.5, 0.6)  # strengths of the cues that the world draws
 STRENGTHS, EMOTION_STRENGTHS = (0.5, 0.75, 1.0), (0.5, 0.75, 1.0)
-NAMES = {(0.75, 0.5): "keep", (1.0, 1.0): "evoke"}  # (strength, emotion_strength), as in docs/recipes.md
+NAMES = {(0.75, 0.75): "keep", (1.0, 1.0): "evoke"}  # (strength, emotion_strength), as in docs/recipes.md
 WORLD = "drawn by the world, cues at {}"
 TABLE = "editing.csv"  # of evaluate.py
 COLUMNS = ("Emo-B", "Emo-B degraded", "Emo-C", "CLIP", "image similarity")
