@@ -75,13 +75,13 @@ def plot(table: dict[str, dict[str, float]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    likeness = column(table, "image similarity")
+    likeness, beside = column(table, "image similarity"), {"textcoords": "offset points", "ha": "right"}
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", sharex=True, sharey=True)
     for axis, judge in zip(axes, ("Emo-B degraded", "Emo-C")):
         values = column(table, judge)
         drawn = [WORLD.format(f"{strength:g}") for strength in DRAWN]
         axis.plot([likeness[row] for row in drawn], [values[row] for row in drawn], "-s", color="#555555")
-        axis.annotate("drawn by the world", (likeness[drawn[0]], values[drawn[0]]), (6, 4), textcoords="offset points")
+        axis.annotate("drawn by the world", (likeness[drawn[0]], values[drawn[0]]), (-8, -12), **beside)
         for strength, color in zip(STRENGTHS, ("#3f7fbf", "#e0912f", "#c8372d")):
             rows = [name_of(strength, share) for share in EMOTION_STRENGTHS]
             label = f"MUSE, strength {strength:g}"
