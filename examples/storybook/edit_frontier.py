@@ -18,10 +18,9 @@ from pathlib import Path
 
 import repository  # noqa: F401
 from filelock import FileLock
-from frontier import column, read_table
+from frontier import Numbers, column, publish
 from muse_examples.evaluation.command import main as evaluate
 from muse_examples.evaluation.methods import REGISTERED, muse
-from muse_examples.files import write_whole
 from test_sets import CLIP, JUDGES, PIXELS, SEED, scenes, write_pictures, write_sources
 from world import EMOTIONS, Scene, sample_scene
 
@@ -58,7 +57,7 @@ def drawn_edits(count: int, strength: float) -> list[Scene]:
     return edited
 
 
-def report(table: dict[str, dict[str, float]]) -> str:
+def report(table: Numbers) -> str:
     """Judges, content and likeness of all rows as a Markdown table."""
     columns = {name: column(table, name) for name in COLUMNS}
     lines = [f"| row | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
@@ -68,7 +67,7 @@ def report(table: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(table: dict[str, dict[str, float]], path: Path) -> None:
+def plot(table: Numbers, path: Path) -> None:
     """Both judges' accuracy against the image similarity: the world's own edits as a line, MUSE's as points."""
     import matplotlib
 
@@ -120,12 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given += [f"{WORLD.format(f'{strength:g}')}={folder}"]
     rows = ["--table", "editing", "--rows", "emotion_strength", "--methods", __file__]
     evaluate([*given, *rows, "--output_dir", str(args.output_dir), *rest], __doc__)
-    if (args.output_dir / "tables" / TABLE).exists():
-        table = read_table(args.output_dir / "tables" / TABLE)
-        print(report(table))
-        for folder in filter(None, (args.output_dir, args.results_dir)):
-            write_whole(folder / "edit_frontier.md", report(table))
-            plot(table, folder / "edit_frontier.png")
+    publish(args, args.output_dir / "tables" / TABLE, "edit_frontier", report, plot)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ pictures are made: nothing else should run.
 import argparse
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,9 @@ FOLDER = Path(__file__).parent / "fast"  # weights have names that no diffusers 
 LIBRARY = FOLDER / "emotion_library.safetensors"
 TICKS = (0.6, 1, 1.3, 2, 3, 4, 6, 12, 24)
 TABLE = "methods.csv"  # of evaluate.py: that of the rows of a file
+
+Numbers = dict[str, dict[str, float]]  # of a table, by row and column
+Report, Plot = Callable[[Numbers], str], Callable[[Numbers, Path], None]
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def build_library() -> None:
 # --------------------------------------------------------------------------------------
 
 
-def read_table(path: Path) -> dict[str, dict[str, float]]:
+def read_table(path: Path) -> Numbers:
     """The numbers of each row of evaluate.py's table, by the headings of its columns."""
     lines = csv.DictReader(read_text(path).splitlines())
     return {
@@ -165,19 +168,19 @@ def read_table(path: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def times_stock(table: dict[str, dict[str, float]]) -> dict[str, float]:
+def times_stock(table: Numbers) -> dict[str, float]:
     """The time of each row, as a multiple of the stock pipeline's."""
     seconds = column(table, "seconds")
     return {row: told / seconds[STOCK] for row, told in seconds.items()}
 
 
-def column(table: dict[str, dict[str, float]], name: str) -> dict[str, float]:
+def column(table: Numbers, name: str) -> dict[str, float]:
     """The numbers of a column, by row; its heading is the name, or has a unit behind it."""
     found = [key for key in next(iter(table.values())) if key == name or key.startswith(f"{name} (")]
     return {row: told[found[0]] for row, told in table.items()}
 
 
-def report(table: dict[str, dict[str, float]]) -> str:
+def report(table: Numbers) -> str:
     """Accuracy of both judges, content and time as a Markdown table."""
     times, columns = times_stock(table), {name: column(table, name) for name in ("Emo-B", "Emo-C", "CLIP")}
     lines = [f"| row | {' | '.join(columns)} | × stock |", "|---|" + "---:|" * (len(columns) + 1)]
@@ -187,7 +190,7 @@ def report(table: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(table: dict[str, dict[str, float]], path: Path) -> None:
+def plot(table: Numbers, path: Path) -> None:
     """The frontier: accuracy of Emo-B, and CLIP, against the time as a multiple of the stock pipeline's."""
     import matplotlib
 
@@ -232,6 +235,16 @@ def frontier(points: dict[str, tuple[float, float]]) -> list[tuple[float, float]
     return best
 
 
+def publish(args: argparse.Namespace, file: Path, name: str, report: Report, plot: Plot) -> None:
+    """Prints evaluate.py's table and writes it and its plot where they are asked for, if pictures were judged."""
+    if file.exists():
+        table = read_table(file)
+        print(report(table))
+        for folder in filter(None, (args.output_dir, args.results_dir)):
+            write_whole(folder / f"{name}.md", report(table))
+            plot(table, folder / f"{name}.png")
+
+
 def parse_args(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """The options of this script, and those of `examples/evaluate.py`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,12 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = ["--captions", str(write_prompts(args.output_dir / "prompts.txt", args.prompts)), "--seed", str(SEED)]
     given += ["--batch_size", "8", "--classifier", *JUDGES, "--scores", CLIP, "--table", "methods"]
     evaluate([*given, "--methods", __file__, "--output_dir", str(args.output_dir), *rest], __doc__)
-    if (args.output_dir / "tables" / TABLE).exists():
-        table = read_table(args.output_dir / "tables" / TABLE)
-        print(report(table))
-        for folder in filter(None, (args.output_dir, args.results_dir)):
-            write_whole(folder / "frontier.md", report(table))
-            plot(table, folder / "frontier.png")
+    publish(args, args.output_dir / "tables" / TABLE, "frontier", report, plot)
 
 
 if __name__ == "__main__":
