@@ -130,7 +130,8 @@ def test_rows_are_what_they_are_called(options, tiny):
         def register_modules(self, emotion_classifier):
             self.emotion_classifier = emotion_classifier
 
-    args = parse_args([*options, "--table", "generation", "terms", "thresholds", "--thresholds", "21", "inf"])
+    tables = ["--table", "generation", "terms", "thresholds", "--thresholds", "21", "inf"]
+    args = parse_args([*options, *tables, "--term_weights", "0.3"])
     studio, cases = Studio(args), cases_of(args)["generation"][:2]
     studio.pipe = Pipe()
     for rows in tables_of(args).values():
@@ -145,6 +146,10 @@ def test_rows_are_what_they_are_called(options, tiny):
     alone = calls["MUSE (paper), target term alone"]
     assert (alone["preset"], alone["inherent_weight"], alone["similar_weight"]) == ("paper", 0, 0)
     assert calls["MUSE (paper) without the similar term"]["similar_weight"] == 0
+    weights = [(0.3, 0), (0, 0.3)]
+    for name, pair in zip(("λ₁", "λ₂"), weights):
+        call = calls[f"MUSE (paper), {name} = 0.3 alone"]
+        assert (call["inherent_weight"], call["similar_weight"]) == pair
     assert "inherent_weight" not in calls["MUSE (paper) without the similar term"]
     assert calls["MUSE (paper) without optimisation"]["max_inner_steps"] == 0
     assert calls["MUSE (paper)"]["max_inner_steps"] == 1, "an option is for all rows of MUSE that set it not"

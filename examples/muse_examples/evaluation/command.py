@@ -114,6 +114,13 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
         help="η. Default: the paper's, %(default)s.",
     )
     group.add_argument(
+        "--term_weights",
+        nargs="*",
+        type=number(0),
+        default=[],
+        help="further λ₁ and λ₂, each alone, in the table of terms",
+    )
+    group.add_argument(
         "--edit_strengths", nargs="+", type=share, default=[1.0], help="of edits by MUSE. Default: %(default)s."
     )
     group.add_argument(
@@ -244,15 +251,23 @@ def editing_rows(args: argparse.Namespace) -> list[Method]:
     ]
 
 
+NO_TERMS = {"inherent_weight": 0.0, "similar_weight": 0.0}
+
+
 def term_rows(args: argparse.Namespace) -> list[Method]:
     """The rows of the table of the loss' terms."""
     preset = args.presets[0]
     name = f"MUSE ({preset})"
     return [
-        muse(f"{name}, target term alone", preset=preset, inherent_weight=0.0, similar_weight=0.0),
+        muse(f"{name}, target term alone", preset=preset, **NO_TERMS),
         muse(f"{name} without the similar term", preset=preset, similar_weight=0.0),
         muse(f"{name} without the inherent term", preset=preset, inherent_weight=0.0),
         muse(name, preset=preset),
+        *(
+            muse(f"{name}, {symbol} = {weight:g} alone", preset=preset, **{**NO_TERMS, term: weight})
+            for weight in args.term_weights
+            for symbol, term in (("λ₁", "inherent_weight"), ("λ₂", "similar_weight"))
+        ),
         muse(f"{name} without optimisation", preset=preset, max_inner_steps=0),
     ]
 
