@@ -251,7 +251,7 @@ def editing_rows(args: argparse.Namespace) -> list[Method]:
     ]
 
 
-NO_TERMS = {"inherent_weight": 0.0, "similar_weight": 0.0}
+NO_TERMS: dict[str, Any] = {"inherent_weight": 0.0, "similar_weight": 0.0}
 
 
 def term_rows(args: argparse.Namespace) -> list[Method]:
