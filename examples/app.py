@@ -419,7 +419,7 @@ class App:
             **quick,
         )
 
-        photo_parts = [add["photo"], self.photo_part, add["painted"], add["only_painted"]]
+        photo_parts = [add["photo"], self.photo_part, self.mode, add["painted"], add["only_painted"]]
         beside: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}  # queued: messages need it
         add["photo"].change(self.new_photo, add["photo"], photo_parts, api_visibility="private", **beside)
         painting = [add["only_painted"], add["photo"]]
@@ -446,16 +446,16 @@ class App:
         return wheel_picture(emotion, mode == KEEP)
 
     def new_photo(self, photo: str | None) -> list[Any]:
-        """Another photograph, or none: a file that is no picture is let go of, with a word."""
+        """Another photograph, which people want to keep, or none. No picture: it is let go of, with a word."""
         nothing_painted = [gr.update(value=None, visible=False), False]
         if photo is None:
-            return [gr.skip(), gr.skip(), *nothing_painted]
+            return [gr.skip(), gr.skip(), EVOKE, *nothing_painted]
         try:
             read_photo(photo)
         except ValueError as error:
             gr.Warning(message(error))
-            return [None, gr.skip(), *nothing_painted]
-        return [gr.skip(), gr.update(open=True), *nothing_painted]
+            return [None, gr.skip(), gr.skip(), *nothing_painted]
+        return [gr.skip(), gr.update(open=True), KEEP, *nothing_painted]
 
     def canvas(self, wanted: bool, photo: str | None) -> Any:
         """The photograph to paint on."""

@@ -405,6 +405,8 @@ def test_edit_a_photograph_where_it_is_painted(page):
     page.wait_for_selector("#slider img")
     page.get_by_role("tab", name="Python").click()
     page.wait_for_selector("#python :text('mask_image')")
+    code = page.inner_text("#python .cm-content")
+    assert re.search(r"\bstrength=0.75", code) and "emotion_strength=0.75" in code, "a photograph is kept"
 
 
 def test_cancel(page):
