@@ -77,10 +77,8 @@ from pipeline_muse import MIKELS_WHEEL, PixelSpec  # noqa: E402
 logger = logging.getLogger(__name__)
 
 EVOKE, KEEP = "Evoke the emotion", "Keep the picture"
-MODES = {
-    EVOKE: (1.0, 1.0),
-    KEEP: (0.75, 0.75),
-}  # `emotion_strength` and `strength`: examples/storybook/edit_frontier.py
+# `emotion_strength` and `strength`, as measured by examples/storybook/edit_frontier.py
+MODES = {EVOKE: (1.0, 1.0), KEEP: (0.75, 0.75)}
 
 MENDABLE = (*USERS_ERRORS, argparse.ArgumentTypeError)  # by whoever made the call
 HEIGHT, SHEET_HEIGHT = 500, 760  # px, on the page

@@ -21,7 +21,7 @@ from filelock import FileLock
 from frontier import Numbers, column, publish
 from muse_examples.evaluation.command import main as evaluate
 from muse_examples.evaluation.methods import REGISTERED, muse
-from test_sets import CLIP, JUDGES, PIXELS, SEED, scenes, write_pictures, write_sources
+from test_sets import CLIP, JUDGES, PIXELS, SEED, drawing_name, scenes, write_pictures, write_sources
 from world import EMOTIONS, Scene, sample_scene
 
 
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = ["--seed", str(SEED), "--batch_size", "8", "--classifier", *JUDGES, "--scores", CLIP]
     with FileLock(args.output_dir / "data.lock"):  # of several processes one draws
         given += ["--images", str(write_sources(data / "sources", args.sources, PIXELS)), "--folder"]
-        sources = [f"drawing{number:04d}.png" for number in range(args.sources) for _ in EMOTIONS]
+        sources = [drawing_name(number) for number in range(args.sources) for _ in EMOTIONS]
         for strength in DRAWN:
             folder = data / f"drawn_{strength:g}"
             write_pictures(folder, drawn_edits(args.sources, strength), PIXELS, sources)

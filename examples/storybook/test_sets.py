@@ -34,6 +34,11 @@ def write_prompts(path: Path, count: int, start: int = 0) -> Path:
     return path
 
 
+def drawing_name(number: int) -> str:
+    """The file name of a drawing in its folder."""
+    return f"drawing{number:04d}.png"
+
+
 def write_pictures(folder: Path, scenes: Iterable[Scene], size: int, sources: Iterable[str] = ()) -> Path:
     """
     Draws scenes, with what they show and evoke in `metadata.jsonl`, and for edits their sources. Drawings that are
@@ -41,8 +46,8 @@ def write_pictures(folder: Path, scenes: Iterable[Scene], size: int, sources: It
     """
     lines = []
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (scene, source) in enumerate(zip(scenes, itertools.chain(sources, itertools.repeat(None)))):
-        name = f"drawing{number:04d}.png"
+    for number, (scene, source) in enumerate(itertools.zip_longest(scenes, sources)):
+        name = drawing_name(number)
         shown = {"file": name, "prompt": content_prompt(scene.place, scene.subject), "emotion": scene.emotion}
         lines.append(json.dumps(shown | ({"source": source} if source else {})) + "\n")
         if not is_picture(folder / name, size):
