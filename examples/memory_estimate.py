@@ -434,7 +434,7 @@ def main() -> None:
             args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if args.output:
         heading = f"{args.architecture}, {args.size} px, {args.dtype}: {NOTE}"
-        drawn = {name: timelines[name] for name in DRAWN if name in timelines}
+        drawn = {name: timelines[name] for name in DRAWN if name in timelines} or timelines
         draw(drawn, GOALS_GIB[args.architecture], heading, args.output.with_suffix(".png"))
 
 

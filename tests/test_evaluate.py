@@ -25,7 +25,7 @@ from muse_examples.runs import read_metadata, read_record, save_picture
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPProcessor
 
-from pipeline_muse import MIKELS_WHEEL, PixelSpec
+from pipeline_muse import PixelSpec
 
 
 SCRIPT = tiny_models.REPOSITORY / "examples" / "evaluate.py"
@@ -220,20 +220,20 @@ def test_a_run_of_the_tiny_base_from_plan_to_tables(options, tiny, tmp_path, cap
     )
     command = [*options, "--rows", "alone", "(full)", "grey", "--methods", str(own), "--batch_size", "4"]
     command += ["--folder", f"other={other}", "--images_per_emotion", "3", "--fid", f"real={tiny['pictures']}"]
-    command += ["--emotion", *MIKELS_WHEEL]
+    command += ["--emotion", "awe", "fear", "anger", "sadness"]
 
     main([*command, "--dry_run"])
     told = capsys.readouterr().out
     assert "MUSE (full)" in told and "In all about" in told
     counts = {line[:44].strip(): line[44:].split() for line in told.splitlines()}
-    assert counts["stock, prompt alone"][:4] == ["24", "0", "4", "0"]
-    assert counts["MUSE (full)"][:4] == ["24", "0", "6", "2"], "2 steps with guidance, and 1 inner step at each"
+    assert counts["stock, prompt alone"][:4] == ["12", "0", "4", "0"]
+    assert counts["MUSE (full)"][:4] == ["12", "0", "6", "2"], "2 steps with guidance, and 1 inner step at each"
     assert not (tmp_path / "out").exists()
 
     main([*command, "--stage", "make"])
     folder = tmp_path / "out"
     before = states(folder)
-    assert len(before) == 72 and not (folder / "judged").exists()
+    assert len(before) == 36 and not (folder / "judged").exists()
     assert {name.split(os.sep)[1] for name in before} == {"stock-prompt-alone", "muse-full", "grey"}
     record = read_record(folder / "pictures" / "muse-full" / "00001_fear_1.png")
     assert (record["prompt"], record["emotion"], record["seed"]) == ("a house", "fear", 1)
@@ -261,7 +261,7 @@ def test_a_run_of_the_tiny_base_from_plan_to_tables(options, tiny, tmp_path, cap
     assert float(found["MUSE (full)"]["seconds"]) == pytest.approx(np.median(seconds))
     assert found["other"]["seconds"] == "" and found["other"]["CLIP"] == "", "nothing is known of what it shows"
     assert float(found["stock, prompt alone"]["FID real, CLIP"]) > 0
-    assert more["MUSE (full)"]["pictures"] == "24" and more["other"]["pictures"] == "4"
+    assert more["MUSE (full)"]["pictures"] == "12" and more["other"]["pictures"] == "4"
     inner = [read_record(folder / name)["inner_steps"] for name in before if "muse-full" in name]
     assert more["MUSE (full)"]["gate open (%)"] == "100"
     assert float(more["MUSE (full)"]["inner steps"]) == pytest.approx(np.mean(inner)) != 0
@@ -270,7 +270,7 @@ def test_a_run_of_the_tiny_base_from_plan_to_tables(options, tiny, tmp_path, cap
     names += ("generation_emotions_emo_b.csv", "generation_confusion/muse-full.csv", "generation_confusion/grey.png")
     assert all((tables / name).stat().st_size for name in names)
     text = (tables / "generation.md").read_text()
-    assert "4 to 24 pictures a row of 3 contents and 8 emotions. Chance is 12.5 %." in text
+    assert "4 to 12 pictures a row of 3 contents and 4 emotions. Chance is 12.5 %." in text
     assert str(tmp_path) not in text and str(tiny["base"]) not in text, "tables name no path of the machine"
     assert (folder / "raters" / "generation" / "form.html").exists()
     assert (folder / "raters" / "generation_key.json").exists()
@@ -361,7 +361,7 @@ def test_a_killed_run_goes_on_with_two_processes_to_the_pictures_of_one(options,
 def test_storybook_is_one_configuration(shape, other, tmp_path):
     """In a process of its own, as its script and `examples/evaluate.py` have one name."""
     script = tiny_models.REPOSITORY / "examples" / "storybook" / "evaluate.py"
-    told = ["--prompts", "1", "--sources", "1", "--drawings_of_each", "1", "--references", "4", *SHORT, *TWO]
+    told = ["--prompts", "1", "--sources", "1", "--drawings_of_each", "1", "--references", "2", *SHORT, *TWO]
     told += ["--output_dir", tmp_path / "out", "--results_dir", tmp_path / "results", "--device", "cpu"]
     told += ["--rows", "alone", "cue", "(full)", "--thresholds", "0", "inf"] + ["--xl"] * (shape == "xl")
     told += ["--table", "generation", other]

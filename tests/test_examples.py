@@ -478,12 +478,16 @@ def test_each_run_has_a_folder_of_its_own_and_the_same_command_goes_on_in_it(pla
         run(*command, "--seed", 2, "--output_dir", "outputs/generate")
 
 
-@pytest.mark.parametrize("option", ["base", "classifier"])
-def test_a_model_that_is_not_there_is_one_line_before_others_load(option, tmp_path):
+def test_a_model_that_is_not_there_is_one_line_before_others_load(tmp_path, run, monkeypatch):
+    told = "error: --{}: there is no folder 'no/such/model', and on the Hub are only 'org/name'"
     script = [sys.executable, tiny_models.REPOSITORY / "examples" / "generate.py", "--prompt", "a cat"]
-    result = subprocess.run([*script, f"--{option}", "no/such/model"], cwd=tmp_path, capture_output=True, text=True)
-    told = f"error: --{option}: there is no folder 'no/such/model', and on the Hub are only 'org/name'"
-    assert result.returncode == 1 and result.stderr.splitlines() == [told], "nor warnings of other libraries"
+    result = subprocess.run([*script, "--base", "no/such/model"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [told.format("base")], "nor warnings of other libraries"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        run(generate, "--prompt", "a cat", "--classifier", "no/such/model")
+    assert error.value.code == told.format("classifier")
 
 
 class OfTheHub(HfApi):
