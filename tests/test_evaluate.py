@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 import torch
 from fresh_process import check, run_fresh
-from muse_examples.classifiers import label_probabilities, picture_pixels, read_model
+from muse_examples.classifiers import label_probabilities, picture_pixels
 from muse_examples.evaluation import making
 from muse_examples.evaluation.command import cases_of, main, parse_args, tables_of
 from muse_examples.evaluation.data import plan, read_contents
@@ -20,7 +20,7 @@ from muse_examples.evaluation.making import row_folder, slug
 from muse_examples.evaluation.methods import Studio, guided_by, method
 from muse_examples.evaluation.reporting import honest_judge, judges_of
 from muse_examples.files import PARTIAL
-from muse_examples.pipelines import judges
+from muse_examples.pipelines import judges, read_model
 from muse_examples.runs import read_metadata, read_record, save_picture
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPProcessor

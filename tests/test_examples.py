@@ -490,6 +490,14 @@ def test_a_model_that_is_not_there_is_one_line_before_others_load(tmp_path, run,
     assert error.value.code == told.format("classifier")
 
 
+def test_a_judge_guides_by_its_name_unless_a_path_is_called_so(tmp_path, plain_base, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [*map(str, plain_base), "--prompt", "a cat", "--classifier", "emo_b", "--device", "cpu"]
+    assert type(load_pipeline(generate.parse_args(arguments)).emotion_classifier).__name__.startswith("ResNet")
+    tiny_models.emotion_classifier().save_pretrained(tmp_path / "emo_b")
+    assert type(load_pipeline(generate.parse_args(arguments)).emotion_classifier).__name__.startswith("SimEmo")
+
+
 class OfTheHub(HfApi):
     error: Exception
 

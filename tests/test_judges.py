@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from muse_examples.classifiers import label_probabilities, picture_pixels, read_model
+from muse_examples.classifiers import label_probabilities, picture_pixels
 from muse_examples.degradations import COPIES
 from muse_examples.evaluation import judges
 from muse_examples.evaluation.judges import (
@@ -28,7 +28,7 @@ from muse_examples.evaluation.judges import (
     reference_statistics,
 )
 from muse_examples.evaluation.measures import Statistics
-from muse_examples.pipelines import clips
+from muse_examples.pipelines import clips, read_model
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 

@@ -3,23 +3,19 @@
 
 import argparse
 import hashlib
-import json
 from pathlib import Path
 
-import modeling_simemo
 import numpy as np
 import torch
-import transformers
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPImageProcessor, PreTrainedModel
 
 from muse_examples.degradations import degraded
 from muse_examples.options import output_folder
-from muse_examples.pipelines import DTYPES, check_source, judges
+from muse_examples.pipelines import DTYPES, check_source, judge_named, read_model
 from pipeline_muse import PIXEL_SETTINGS, PixelSpec, check_classifier, to_rgb
 
 
@@ -77,7 +73,7 @@ def load_classifier(args: argparse.Namespace) -> tuple[PreTrainedModel, PixelSpe
         `tuple[PreTrainedModel, PixelSpec]`: The classifier on its device in eval mode, and what it wants to see: by
         its config or else by its image processor.
     """
-    judge = None if Path(args.classifier).exists() else judges().get(args.classifier)
+    judge = judge_named(args.classifier)
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     if judge is not None:
         classifier = read_model(judge).to(DTYPES[args.dtype])
@@ -125,24 +121,6 @@ def fingerprint(model: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def read_model(path: Path) -> PreTrainedModel:
-    """
-    Reads a model from two files of any name, which no download of the checkpoint around them takes along.
-
-    Args:
-        path (`Path`): A JSON file with the "class", of transformers or SimEmo's, and its "config"; the weights lie
-            beside it in a safetensors file of the same name.
-
-    Returns:
-        `PreTrainedModel`: The model in eval mode, in the dtype that the class has by default.
-    """
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    kind = getattr(modeling_simemo, saved["class"], None) or getattr(transformers, saved["class"])
-    model = kind(kind.config_class.from_dict(saved["config"]))
-    model.load_state_dict(load_file(path.with_suffix(".safetensors")))  # copies, and so converts
-    return model.eval().requires_grad_(False)
 
 
 # --------------------------------------------------------------------------------------

@@ -13,9 +13,8 @@ from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel
 
 from muse_examples import REPOSITORY
-from muse_examples.classifiers import read_model
 from muse_examples.contact_sheets import BAD, EMOTION_COLORS, FAINT, GOOD, INK, PAPER
-from muse_examples.pipelines import settings_of
+from muse_examples.pipelines import read_model, settings_of
 
 
 matplotlib.use("Agg")

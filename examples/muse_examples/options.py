@@ -256,7 +256,7 @@ def add_model_options(parser: argparse.ArgumentParser, guide: str = "--classifie
     group.add_argument(
         guide,
         dest="classifier",
-        help="emotion classifier that guides, a Hub id or a path; its repository's code is trusted. "
+        help="emotion classifier that guides, a Hub id, a path, or a judge's name; its repository's code is trusted. "
         "Default: the base's own, or zero-shot by the gate's CLIP where it has none.",
     )
     group.add_argument("--preview_vae", help="AutoencoderTiny that decodes previews faster, a Hub id or a path")

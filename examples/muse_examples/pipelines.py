@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import modeling_simemo
 import torch
+import transformers
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import HF_MODULES_CACHE
@@ -15,7 +17,8 @@ from filelock import FileLock
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import CLIPModel
+from safetensors.torch import load_file
+from transformers import CLIPModel, PreTrainedModel
 
 from muse_examples import REPOSITORY
 from pipeline_muse import DTYPE_ARGUMENT, EMOTION_PROMPTS, Emotion, normalize_emotion, other_words
@@ -44,6 +47,29 @@ def judges() -> dict[str, Path]:
     """The classifiers that examples bring and that never guide, by name."""
     found = [settings.get("judges", {}) for settings in registered()]
     return {name: REPOSITORY / path for named in found for name, path in named.items()}
+
+
+def judge_named(name: str) -> Path | None:
+    """The file of the judge of this name, unless it is a path, or no judge's name."""
+    return None if Path(name).exists() else judges().get(name)
+
+
+def read_model(path: Path) -> PreTrainedModel:
+    """
+    Reads a model from two files of any name, which no download of the checkpoint around them takes along.
+
+    Args:
+        path (`Path`): A JSON file with the "class", of transformers or SimEmo's, and its "config"; the weights lie
+            beside it in a safetensors file of the same name.
+
+    Returns:
+        `PreTrainedModel`: The model in eval mode, in the dtype that the class has by default.
+    """
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    kind = getattr(modeling_simemo, saved["class"], None) or getattr(transformers, saved["class"])
+    model = kind(kind.config_class.from_dict(saved["config"]))
+    model.load_state_dict(load_file(path.with_suffix(".safetensors")))  # copies, and so converts
+    return model.eval().requires_grad_(False)
 
 
 def clips() -> dict[str, dict[str, Path]]:
@@ -166,7 +192,8 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
     if vars(args).get("sequential_cpu_offload") and torch.device(args.device).type == "cpu":
         raise ValueError("--sequential_cpu_offload moves layers to an accelerator and back, but --device is cpu")
     check_source("base", args.base, "model_index.json", args.revision)
-    check_source("classifier", args.classifier)
+    if args.classifier and judge_named(args.classifier) is None:
+        check_source("classifier", args.classifier)
     check_source("preview_vae", args.preview_vae)
     dtype = DTYPES[args.dtype]
     models = {}
@@ -186,8 +213,17 @@ def load_pipeline(args: argparse.Namespace) -> DiffusionPipeline:
             **models,
         )
         if args.classifier:
-            pipe.load_emotion_classifier(args.classifier, trust_remote_code=True)
+            load_guide(pipe, args.classifier)
     return place(pipe, args)
+
+
+def load_guide(pipe: DiffusionPipeline, name: str) -> None:
+    """Lets a classifier guide: a folder, a judge by name (which then is none any more), or an id of the Hub."""
+    judge = judge_named(name)
+    if judge is None:
+        pipe.load_emotion_classifier(name, trust_remote_code=True)
+    else:
+        pipe.load_emotion_classifier(read_model(judge).to(pipe.dtype))
 
 
 def place(pipe: DiffusionPipeline, args: argparse.Namespace) -> DiffusionPipeline:

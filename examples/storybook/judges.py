@@ -11,7 +11,7 @@ Their files are named so that no diffusers download of the checkpoint in the rep
 from pathlib import Path
 
 import repository  # noqa: F401
-from muse_examples.classifiers import read_model
+from muse_examples.pipelines import read_model
 from transformers import PreTrainedModel
 
 

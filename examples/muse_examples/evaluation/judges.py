@@ -41,12 +41,11 @@ from muse_examples.classifiers import (
     label_names,
     load_classifier,
     picture_pixels,
-    read_model,
 )
 from muse_examples.degradations import COPIES, MOST
 from muse_examples.evaluation.measures import Statistics, unit
 from muse_examples.files import whole_file
-from muse_examples.pipelines import DTYPES, check_source, clips, judges, one_load_at_a_time
+from muse_examples.pipelines import DTYPES, check_source, clips, judges, one_load_at_a_time, read_model
 from muse_examples.runs import digest
 from pipeline_muse import PixelSpec, to_rgb
 

@@ -28,9 +28,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from muse_examples.classifiers import read_model
 from muse_examples.options import call_options
-from muse_examples.pipelines import DTYPES, generators, judges, load_pipeline
+from muse_examples.pipelines import DTYPES, generators, load_guide, load_pipeline
 from muse_examples.runs import Job, Made, run_batch
 from pipeline_muse import DTYPE_ARGUMENT, MusePipeline
 
@@ -280,10 +279,8 @@ def muse(name: str, task: str = "generation", guide: str | None = None, **settin
 def guided_by(pipe: DiffusionPipeline, guide: str | None) -> Iterator[None]:
     """Another classifier guides the pipeline in here; `None`: its own."""
     own = pipe.emotion_classifier
-    if guide in judges():
-        pipe.load_emotion_classifier(read_model(judges()[guide]).to(pipe.dtype))
-    elif guide is not None:
-        pipe.load_emotion_classifier(guide, trust_remote_code=True)
+    if guide is not None:
+        load_guide(pipe, guide)
     try:
         yield
     finally:
