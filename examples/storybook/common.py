@@ -128,19 +128,17 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup: int = 200) -> f
 def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Matrices (..., rows, columns) with their singular values brought near 1, by Newton and Schulz's iteration.
 
-    The polynomials of Muon (https://kellerjordan.github.io/posts/muon) are composed on the smaller Gram matrix and
-    applied once, which costs less than half for the long matrices of convolutions.
+    The polynomial is that of Muon (https://kellerjordan.github.io/posts/muon), which bfloat16 is precise enough for.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonal(matrices.mT, steps).mT
     matrices = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    gram, whole = matrices @ matrices.mT, None
-    for step in range(steps):
+    for _ in range(steps):
+        gram = matrices @ matrices.mT
         polynomial = -4.7750 * gram + 2.0315 * gram @ gram
         polynomial.diagonal(dim1=-2, dim2=-1).add_(3.4445)
-        whole = polynomial if whole is None else polynomial @ whole
-        gram = polynomial @ gram @ polynomial if step + 1 < steps else gram
-    return whole @ matrices
+        matrices = polynomial @ matrices
+    return matrices
 
 
 def is_matrix(parameter: torch.Tensor) -> bool:
@@ -158,16 +156,17 @@ class Muon(torch.optim.Optimizer):
         lr: the learning rate.
         weight_decay: of the matrices.
         pool: threads that the matrices are spread over.
+        dtype: that the matrices' steps are computed in.
     """
 
     momentum, betas, epsilon = 0.95, (0.9, 0.99), 1e-8
 
-    def __init__(self, module: torch.nn.Module, lr: float, weight_decay: float = 0.01, pool=None):
+    def __init__(self, module: torch.nn.Module, lr: float, weight_decay: float = 0.01, pool=None, dtype=None):
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         matrices = [parameter for parameter in trained if is_matrix(parameter)]
         rest = [parameter for parameter in trained if not is_matrix(parameter)]
         super().__init__([{"params": matrices, "weight_decay": weight_decay}, {"params": rest}], {"lr": lr})
-        self.map = pool.map if pool else map
+        self.map, self.dtype = pool.map if pool else map, dtype
         for parameter in matrices:
             self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
         for parameter in rest:
@@ -178,7 +177,7 @@ class Muon(torch.optim.Optimizer):
     def _muon(self, parameter: torch.Tensor, lr: float, weight_decay: float):
         momentum = self.state[parameter]["momentum"]
         momentum.lerp_(parameter.grad, 1 - self.momentum)
-        update = orthogonal(parameter.grad.lerp(momentum, self.momentum).flatten(1))
+        update = orthogonal(parameter.grad.lerp(momentum, self.momentum).flatten(1).to(dtype=self.dtype))
         size = 0.2 * max(update.shape) ** 0.5
         parameter.mul_(1 - lr * weight_decay).add_(update.view_as(parameter), alpha=-lr * size)
 
@@ -306,7 +305,10 @@ class Halves:
             loss = loss_of(slice(number * self.size, (number + 1) * self.size))
             return loss.detach(), *torch.autograd.grad(loss, parameters)
 
-        loss, *gradients = (sum(values) for values in zip(*self.pool.map(part, range(self.count))))
+        (loss, *gradients), *others = self.pool.map(part, range(self.count))
+        for other_loss, *other_gradients in others:
+            loss = loss + other_loss
+            torch._foreach_add_(gradients, other_gradients)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter, gradient in zip(trained, gradients):
             parameter.grad = gradient.float()

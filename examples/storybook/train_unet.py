@@ -8,6 +8,7 @@ With `--xl` the trained network grows into an SDXL-shaped one, `unet_xl/`: it re
 the pooled state of the second, and the size and crop that a picture had. See `grow`.
 """
 
+import contextlib
 import copy
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from common import (
     Halves,
     Muon,
     arguments,
+    autocast,
     encode,
     generator_of,
     held_learning_rate,
@@ -295,18 +297,19 @@ class Latents:
     Pictures are encoded one by one, so that a latent does not depend on what was asked for beside it.
     """
 
-    def __init__(self, path: Path, vae: AutoencoderKL, pictures: np.ndarray, pool: ThreadPoolExecutor):
+    def __init__(self, path: Path, vae: AutoencoderKL, pictures: np.ndarray, pool: ThreadPoolExecutor, bfloat16=False):
         if not path.exists():
             save_array(path, np.full((len(pictures) + VARIED, CHANNELS, SIZE // 8, SIZE // 8), np.nan, np.float16))
         self.stored = np.load(path, mmap_mode="r+")
-        self.vae, self.pictures, self.pool = vae, pictures, pool
+        self.vae, self.pictures, self.pool, self.bfloat16 = vae, pictures, pool, bfloat16
 
     @torch.no_grad()
     def encode(self, index: int):
         number, count = index % len(self.pictures), len(self.pictures)
         picture = self.pictures[number] if index < count else varied(self.pictures[number], number)[0]
         pixels = to_pixels(picture[None], self.vae.device)
-        latents = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
+        with autocast(self.vae.device.type) if self.bfloat16 else contextlib.nullcontext():
+            latents = self.vae.encode(pixels).latent_dist.mean.float() * self.vae.config.scaling_factor
         self.stored[index] = latents[0].half().cpu().numpy()
 
     def __getitem__(self, indices: list[int]) -> torch.Tensor:
@@ -352,7 +355,7 @@ def main():
     tokenizer = CLIPTokenizer.from_pretrained(args.work_dir / "tokenizer")
     encoder = text_encoder_of(clip).to(args.device)
     conditions = Conditions(tokenizer, encoder, args.device, args.word_share)
-    latents_of = Latents(args.work_dir / "world_latents.npy", vae, pictures, halves.pool)
+    latents_of = Latents(args.work_dir / "world_latents.npy", vae, pictures, halves.pool, args.bfloat16)
     scheduler = build_scheduler()
     alphas = scheduler.alphas_cumprod
     parts_of_pipeline = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "scheduler": scheduler}
@@ -376,7 +379,7 @@ def main():
     unet.set_attn_processor(AttnProcessor())  # on a CPU the backward of the fused kernel is slow
     twin = copy.deepcopy(unet).to(torch.bfloat16) if args.bfloat16 else unet  # computes the gradients
     average = copy.deepcopy(unet).eval().requires_grad_(False)
-    optimizer = Muon(unet, lr=args.learning_rate, pool=halves.pool)
+    optimizer = Muon(unet, args.learning_rate, pool=halves.pool, dtype=torch.bfloat16 if args.bfloat16 else None)
     start = 0
     if args.resume and checkpoint.exists():
         start = load_checkpoint(checkpoint, model=unet, average=average, optimizer=optimizer)

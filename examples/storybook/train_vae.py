@@ -97,11 +97,13 @@ def main():
     folder, checkpoint = args.work_dir / "vae", args.work_dir / f"{name}.checkpoint"
 
     vae = AutoencoderKL.from_pretrained(folder) if args.decoder else build_vae()
-    vae.to(args.device, memory_format=torch.channels_last)
+    # A CPU's bfloat16 convolutions are a third faster in PyTorch's own layout, all others in channels_last.
+    layout = torch.contiguous_format if args.bfloat16 and args.device == "cpu" else torch.channels_last
+    vae.to(args.device, memory_format=layout)
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(not args.decoder)
     average = copy.deepcopy(vae).eval().requires_grad_(False)
-    optimizer = Muon(vae, lr=args.learning_rate)
+    optimizer = Muon(vae, lr=args.learning_rate, dtype=torch.bfloat16 if args.bfloat16 else None)
     start = 0
     if args.resume and checkpoint.exists():
         start = load_checkpoint(checkpoint, model=vae, average=average, optimizer=optimizer)
@@ -128,7 +130,8 @@ def main():
         pixels = to_pixels(pictures[chosen], args.device)
         if not args.decoder:
             top, left = torch.randint(SIZE - CROP + 1, (2,), generator=generator).tolist()
-            pixels = pixels[..., top : top + CROP, left : left + CROP].contiguous(memory_format=torch.channels_last)
+            pixels = pixels[..., top : top + CROP, left : left + CROP]
+        pixels = pixels.contiguous(memory_format=layout)
         noise = torch.randn((len(pixels), CHANNELS, *(s // 8 for s in pixels.shape[2:])), generator=generator)
         noise, halved = noise.to(args.device), step % HALVED == HALVED - 1 and not args.decoder
 
