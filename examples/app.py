@@ -237,7 +237,7 @@ TITLE = """# MUSE
 Say what a picture shows and what it should feel like. MUSE asks Stable Diffusion for both, at test time; nothing is
 trained. [The method](https://huggingface.co/papers/2511.21051)"""
 
-STORYBOOK = """The model here is **Storybook**, a small illustrated world of 64 px: a cat, horse, child, house, car,
+STORYBOOK = """The model here is **Storybook**, a small illustrated world: a cat, horse, child, house, car,
 boat, bicycle or tent, in a park, forest, street, cemetery, harbour, at the beach, in the mountains or on a farm."""
 
 HINTS = {

@@ -84,7 +84,7 @@ GUIDED: dict[str, Any] = {
     "loss_threshold": float("-inf"),
     "output_type": "latent",
 }
-SIZES = {"storybook": (64, 64), "sd15": (512, 256), "sdxl": (1024, 512)}  # pixels of a side, on a GPU and on a CPU
+SIZES = {"storybook": (128, 128), "sd15": (512, 256), "sdxl": (1024, 512)}  # pixels of a side, on a GPU and on a CPU
 STORYBOOK_PROMPTS = ("a house in the park", "a boat in the harbour")
 STOCK_STEP, BACKWARD = "unet, 2 rows", ", backward"  # names of parts
 WHOLE_PRESETS = ("fast",)  # what is also measured whole, at worst: the gate opens at once, and no loop ends early
@@ -1077,7 +1077,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args.steps = args.steps or (4 if is_small else 1)
     device = args.device.partition(":")[0]
     args.output = args.output or Path(f"outputs/benchmark_{args.architecture}_{args.size}_{device}.json")
-    multiple = 16 if is_small else 64
+    multiple = 32 if is_small else 64
     if args.size % multiple:
         parser.error(f"--size has to be a multiple of {multiple}, but is {args.size}")
     if len(set(args.batch_sizes)) < 2 and "laws" in args.sections:

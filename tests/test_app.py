@@ -381,7 +381,7 @@ def test_make_a_picture(page, tmp_path, monkeypatch):
 
 
 def test_edit_a_photograph_where_it_is_painted(page):
-    take_steps(page, 4)
+    take_steps(page, 8)
     page.click("button:has-text('Edit a photograph')")
     page.set_input_files("#photo input[type=file]", PICTURE)
     page.wait_for_selector("#photo img")
@@ -437,4 +437,4 @@ def test_bad_input_is_a_message_and_does_no_harm(page, tmp_path):
     take_steps(page, 2)
     page.fill("#prompt textarea", "a boat")
     page.click("#go")
-    assert "72 x 56" in says(page, "Done", "broke", "gate never")
+    assert "144 x 112" in says(page, "Done", "broke", "gate never")

@@ -398,7 +398,7 @@ def test_a_report_of_something_else_is_not_gone_on_with(counting_section, tmp_pa
         (["--sections", "speed"], "invalid choice: 'speed'"),
         (["--architecture", "sd3"], "invalid choice: 'sd3'"),
         (["--size", "100"], "--size has to be a multiple of 64, but is 100"),
-        (["--architecture", "storybook", "--size", "40"], "--size has to be a multiple of 16, but is 40"),
+        (["--architecture", "storybook", "--size", "40"], "--size has to be a multiple of 32, but is 40"),
         (["--repeats", "0"], "'0' is not a positive integer"),
         (["--sections", "laws", "--batch_sizes", "2"], "--batch_sizes has to hold two or more sizes"),
     ],
@@ -413,7 +413,7 @@ def test_defaults_are_by_device_and_architecture(tmp_path):
     on_cpu = benchmark.parse_args(["--device", "cpu", "--architecture", "sdxl"])
     assert (on_cpu.size, on_cpu.dtype, on_cpu.output.name) == (512, "bfloat16", "benchmark_sdxl_512_cpu.json")
     small = benchmark.parse_args(["--device", "cpu", "--architecture", "storybook"])
-    assert (small.size, small.repeats) == (64, 20)
+    assert (small.size, small.repeats) == (128, 20)
 
 
 def test_tables_have_a_dash_where_a_row_lacks_a_value():

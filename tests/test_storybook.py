@@ -12,6 +12,7 @@ import tiny_models
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblings
+from PIL import Image
 
 from pipeline_muse import GuidanceSettings, MusePipeline, PixelSpec
 
@@ -96,7 +97,7 @@ def test_a_closed_gate_retraces_the_picture_that_is_edited(pipe):
 def test_the_checkpoint_is_small_and_the_judges_are_no_part_of_it():
     weights = list(tiny_models.REPOSITORY.glob("*/*.safetensors"))
     assert {path.name for path in weights} <= set(WEIGHT_NAMES)
-    assert sum(path.stat().st_size for path in weights) < 40e6
+    assert sum(path.stat().st_size for path in weights) < 60e6
     examples = [path for path in STORYBOOK.parent.rglob("*") if path.is_file()]
     assert {path.parent.name for path in examples if path.suffix == ".safetensors"} == {"judges", "xl", "fast"}
     names = [path.relative_to(tiny_models.REPOSITORY).as_posix() for path in weights + examples]
@@ -122,8 +123,8 @@ def xl(xl_folder) -> DiffusionPipeline:
 def test_the_xl_checkpoint_is_small_and_made_of_shared_parts_and_its_own(xl_folder, xl):
     assert type(xl).__name__ == "MuseXLPipeline"
     parts = list((STORYBOOK / "xl").glob("*.safetensors"))
-    assert {path.stem for path in parts} == {"unet", "text_encoder_2"}
-    assert sum(path.stat().st_size for path in parts) < 20e6
+    assert {path.stem for path in parts} == {"unet", "text_encoder_2", "vae"}
+    assert sum(path.stat().st_size for path in parts) < 22e6
     assert sum(path.stat().st_size for path in xl_folder.rglob("*.safetensors")) < 40e6
     index = json.loads((xl_folder / "model_index.json").read_text())
     components = {name for name, value in index.items() if isinstance(value, list) and value[0] and name[0] != "_"}
@@ -400,7 +401,6 @@ def test_the_frechet_distance_is_that_of_gaussians():
 
 def test_samples_lie_between_the_drawings_where_the_sheet_says():
     from check import mixed_sheet
-    from PIL import Image
 
     drawings, samples = ([Image.new("RGB", (8, 8), colour)] * 10 for colour in ("black", "red"))
     sheet, places = mixed_sheet(drawings, samples)
@@ -486,8 +486,10 @@ def test_prompts_of_the_library_are_not_those_that_rows_are_measured_on(frontier
 
 def test_the_small_decoder_makes_the_pictures_of_the_large_one(frontier, pipe):
     tiny, vae = frontier.load_preview_vae(), pipe.vae
-    latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    picture = Image.open(tiny_models.REPOSITORY / "examples" / "picture.png").convert("RGB")
     with torch.no_grad():
+        latents = vae.encode(pipe.image_processor.preprocess(picture)).latent_dist.mean * vae.config.scaling_factor
+        latents = latents + 0.3 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
         large = vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
         small = tiny.decode(latents / tiny.config.scaling_factor).sample.clamp(-1, 1)
     correlation = torch.corrcoef(torch.stack([large.flatten(), small.flatten()]))[0, 1]
@@ -501,4 +503,4 @@ def test_gradients_through_the_small_decoder_point_where_those_through_the_large
     told = compare_gradients(tiny, pairs(1), steps=2)
     for name in ("first tokens", "final tokens"):
         assert len(told[name]["by_step"]) == 2 and told[name]["least"] > 0.5
-    assert cost_of(tiny, torch.randn(1, 4, 16, 16))["MiB"] > 0
+    assert cost_of(tiny, torch.randn(1, 8, 16, 16))["MiB"] > 0

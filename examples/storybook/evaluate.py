@@ -25,7 +25,7 @@ from filelock import FileLock
 from muse_examples.evaluation.command import main as evaluate
 from muse_examples.options import positive_int
 from repository import ROOT
-from test_sets import CLIP, JUDGES, PIXELS, SEED, write_drawings, write_prompts, write_references, write_sources
+from test_sets import CLIP, JUDGES, SEED, pixels_of, write_drawings, write_prompts, write_references, write_sources
 
 
 HERE = Path(__file__).resolve().parent
@@ -65,6 +65,7 @@ def options(args: argparse.Namespace) -> list[str]:
     """What `examples/evaluate.py` is asked for."""
     data = args.output_dir / "data"
     base = assemble(args.output_dir / "base") if args.xl else ROOT
+    pixels = pixels_of(base)
     rows = ["--edit_strengths", "0.75"] if args.xl else ["--edit_strengths", "0.5", "0.75", "1"]
     rows += ["--table", "generation", "editing", "thresholds"] + ([] if args.xl else ["terms"])
     rows += ["--presets", "full", "fast", "--thresholds", *thresholds(args.xl)]
@@ -72,9 +73,9 @@ def options(args: argparse.Namespace) -> list[str]:
     asked = {
         "base": base,
         "captions": write_prompts(data / "prompts.txt", args.prompts, args.first_prompt),
-        "images": write_sources(data / "sources", args.sources, PIXELS),
-        "folder": f"{DRAWINGS}={write_drawings(data / 'drawings', args.drawings_of_each, PIXELS)}",
-        "fid": f"drawings={write_references(data / 'references', args.references, PIXELS)}",
+        "images": write_sources(data / "sources", args.sources, pixels),
+        "folder": f"{DRAWINGS}={write_drawings(data / 'drawings', args.drawings_of_each, pixels)}",
+        "fid": f"drawings={write_references(data / 'references', args.references, pixels)}",
         "methods": HERE / "rows.py",
         "scores": CLIP,
         "seed": SEED,

@@ -98,6 +98,8 @@ def export_xl(work: Path, folder: Path):
     encoder = text_encoder_of(CLIPModel.from_pretrained(work / "clip_xl"), CLIPTextModelWithProjection)
     for name, model, files in (("unet", unet, DIFFUSERS_FILES), ("text_encoder_2", encoder, TRANSFORMERS_FILES)):
         export_model(model, folder, dict(zip(files, (f"{name}.json", f"{name}.safetensors"))))
+    for left in folder.glob("vae.*"):  # of a network that was trained on another autoencoder than the root's
+        left.unlink()
     save_json(folder / "index.json", {**INDEX_XL, "semantic_threshold": threshold_of(work / "calibration_xl.json")})
 
 

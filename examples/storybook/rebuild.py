@@ -27,7 +27,7 @@ TRAINED = {
     "clip_tuned": "train_clip.py --initial clip_model --lock_text --output clip_tuned"
     " --degraded 0.4 --steps 1500 --learning_rate 6e-4",
     "unet": "train_unet.py",
-    "vae_decoder": "train_vae.py --decoder --steps 2000 --learning_rate 1e-3",
+    "vae_decoder": "train_vae.py --decoder --steps 600 --learning_rate 1e-3",
     "guide": "train_classifier.py --model guide",
     "emo_b": "train_classifier.py --model emo_b --steps 1000",
     "emo_c": "train_classifier.py --model emo_c --steps 700",

@@ -14,11 +14,18 @@ from repository import ROOT
 from world import EMOTIONS, PLACES, SUBJECTS, Scene, content_prompt, render, sample_scene
 
 
-PIXELS = json.loads((ROOT / "vae" / "config.json").read_text())["sample_size"]  # of a side of a picture
 JUDGES = (f"Emo-A={ROOT / 'emotion_classifier'}", "Emo-B=emo_b", "Emo-C=emo_c")  # the guide, and who never guides
 CLIP = "CLIP=storybook_clip"  # which no pipeline sees
 SEED = 1000  # of the first prompt
 TUNED_ON = 2  # prompts that served to choose the settings, so they are not measured on
+
+
+def pixels_of(base: Path) -> int:
+    """Pixels of a side of a checkpoint's pictures."""
+    return json.loads((base / "vae" / "config.json").read_text())["sample_size"]
+
+
+PIXELS = pixels_of(ROOT)
 
 
 def prompts(count: int, start: int = 0) -> list[str]:

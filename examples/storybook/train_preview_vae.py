@@ -13,6 +13,7 @@ import numpy as np
 import repository  # noqa: F401
 import torch
 from common import (
+    CHANNELS,
     ROOT,
     arguments,
     autocast,
@@ -39,18 +40,18 @@ from pipeline_muse import MusePipeline, predict_x0, signal_level
 KINDS = ("drawings", "noisy drawings", "previews")
 STEPS, GUIDANCE = 20, 7.5  # of the runs that the previews are from
 HELD_OUT = 64  # latents of each kind
-CHANNELS = 24
+WIDTH = 24
 
 
 def build_preview_vae() -> AutoencoderTiny:
     """Latents come as the UNet has them, so the scaling factor is 1, as TAESD's."""
-    channels = (CHANNELS,) * 3
+    channels = (WIDTH,) * 4
     return AutoencoderTiny(
         encoder_block_out_channels=channels,
         decoder_block_out_channels=channels,
-        num_encoder_blocks=(1, 1, 1),
-        num_decoder_blocks=(2, 2, 1),
-        latent_channels=4,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(2, 2, 1, 1),
+        latent_channels=CHANNELS,
         scaling_factor=1.0,
     )
 

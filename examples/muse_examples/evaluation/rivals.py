@@ -140,8 +140,8 @@ def ledits(checkpoint: str | None = None, **settings: Any) -> Method:
         settings: Arguments of upstream's `invert` and `__call__`, such as `skip` and `edit_guidance_scale`.
 
     Raises:
-        ValueError: When pictures are made, if the base's scheduler has no diffusion's noise schedule, or models are
-            offloaded.
+        ValueError: When pictures are made, if the base's scheduler has no diffusion's noise schedule, models are
+            offloaded, or latents have not the four channels that upstream's masks have.
     """
 
     def make(studio: Studio, jobs: Sequence[Job]) -> list[Made]:
@@ -150,6 +150,8 @@ def ledits(checkpoint: str | None = None, **settings: Any) -> Method:
         pipe = of_family(studio, LEDITS, checkpoint)
         if any(hasattr(part, "_hf_hook") for part in (pipe.unet, pipe.vae)):
             raise ValueError("LEDITS++ runs where its weights lie, so it has to go without the offloading of models.")
+        if (channels := pipe.vae.config.latent_channels) != 4:
+            raise ValueError(f"LEDITS++ of diffusers is for latents of 4 channels, but the base's have {channels}.")
         source = source_picture(pipe, jobs[0], studio.call, multiple=32)
         made = []
         for job, generator in zip(jobs, studio.generators(jobs)):  # an inversion has one generator
