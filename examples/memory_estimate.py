@@ -394,6 +394,11 @@ def draw(timelines: dict[str, list[tuple[str, Counter[str]]]], goal: float, head
     plt.close(figure)
 
 
+def drawn(timelines: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that tell most, or all where none of these was asked for."""
+    return {name: timelines[name] for name in DRAWN if name in timelines} or timelines
+
+
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=UNETS, default="sdxl")
@@ -434,8 +439,7 @@ def main() -> None:
             args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if args.output:
         heading = f"{args.architecture}, {args.size} px, {args.dtype}: {NOTE}"
-        drawn = {name: timelines[name] for name in DRAWN if name in timelines} or timelines
-        draw(drawn, GOALS_GIB[args.architecture], heading, args.output.with_suffix(".png"))
+        draw(drawn(timelines), GOALS_GIB[args.architecture], heading, args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -21,6 +23,15 @@ def family() -> tiny_models.Family:
 def pipe(family) -> DiffusionPipeline:
     """A tiny pipeline of random weights, fresh for every test."""
     return tiny_models.muse_pipeline(family)
+
+
+@pytest.fixture(scope="session")
+def xl_folder(tmp_path_factory) -> Path:
+    """The XL Storybook as a checkpoint."""
+    sys.path.append(str(tiny_models.REPOSITORY / "examples" / "storybook"))
+    from assemble_xl import assemble
+
+    return assemble(tmp_path_factory.mktemp("storybook") / "xl")
 
 
 class CallCounter:

@@ -116,21 +116,28 @@ def test_an_estimate_names_stage_and_parts_of_the_peak():
 
 
 def test_the_script_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
-    def tiny(architecture, device, dtype, **_):
-        return tiny_models.muse_pipeline().to(dtype)
+    def tiny(architecture, device, dtype, with_preview_vae):
+        decoder = tiny_models.preview_vae() if with_preview_vae else None
+        return tiny_models.muse_pipeline(preview_vae=decoder).to(dtype)
 
     output = tmp_path / "memory.json"
-    options = ["zero-shot CLIP"]
+    options = ["preview_vae", "zero-shot CLIP"]
     arguments = ["--architecture", "sd15", "--size", "64", "--output", str(output), "--options", *options]
     monkeypatch.setattr(memory_estimate, "build_pipeline", tiny)
     monkeypatch.setattr("sys.argv", ["memory_estimate.py", *arguments])
     memory_estimate.main()
     report = json.loads(output.read_text())
     assert report["note"] == memory_estimate.NOTE and list(report["options"]) == options
+    assert "preview_vae" in report["options"]["preview_vae"]["weights_gib"]
     zero_shot = report["options"]["zero-shot CLIP"]
     assert "emotion_classifier" not in zero_shot["weights_gib"] and zero_shot["peak_stage"] == "inner loop"
     assert output.with_suffix(".png").stat().st_size > 1000
     assert memory_estimate.NOTE in capsys.readouterr().out
+
+
+def test_what_is_drawn_is_never_nothing():
+    assert memory_estimate.drawn({"zero-shot CLIP": 1, "plain": 2}) == {"plain": 2}
+    assert memory_estimate.drawn({"zero-shot CLIP": 1}) == {"zero-shot CLIP": 1}
 
 
 def test_bad_sizes_are_refused(capsys):

@@ -1,7 +1,6 @@
 """The rivals in editing, and the pipelines of other classes that they share the base with."""
 
 import argparse
-import sys
 from functools import wraps
 from pathlib import Path
 
@@ -257,21 +256,18 @@ def test_instruct_pix2pix_wants_a_network_that_takes_a_source(pipe, jobs, tmp_pa
 # ---- on weights that draw -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["root", "xl"])
-def storybook(request, tmp_path_factory) -> tuple[Studio, list[Job]]:
-    """Bundled weights, and edits of a picture of theirs; LEDITS++ wants the XL ones, which have 4 channels."""
-    folder = tmp_path_factory.mktemp("storybook")
-    base = tiny_models.REPOSITORY
-    if request.param == "xl":
-        sys.path.append(str(base / "examples" / "storybook"))
-        from assemble_xl import assemble
-
-        base = assemble(folder / "xl")
+def edits_of(base: Path, folder: Path) -> tuple[Studio, list[Job]]:
+    """A checkpoint, and edits of a picture of its own."""
     pipe = quiet(DiffusionPipeline.from_pretrained(base, trust_remote_code=True))
     path, prompt = folder / "source.png", "a house in the park"
     pipe(prompt, num_inference_steps=10, generator=generator()).images[0].save(path)
     jobs = [Job(prompt, emotion, seed, source=path) for seed, emotion in enumerate(["fear", "anger"])]
     return studio_of(pipe, num_inference_steps=10), jobs
+
+
+@pytest.fixture(scope="module")
+def storybook(tmp_path_factory) -> tuple[Studio, list[Job]]:
+    return edits_of(tiny_models.REPOSITORY, tmp_path_factory.mktemp("storybook"))
 
 
 def away(storybook: tuple[Studio, list[Job]], row: Method) -> float:
@@ -280,20 +276,18 @@ def away(storybook: tuple[Studio, list[Job]], row: Method) -> float:
     return np.abs(pixels(row(studio, jobs)) - np.asarray(Image.open(jobs[0].source))).mean()
 
 
-@pytest.mark.parametrize("storybook", ["root"], indirect=True)
 def test_sdedit_keeps_more_of_the_source_at_less_strength(storybook):
     weak, middle, strong = (away(storybook, sdedit(strength)) for strength in (0.1, 0.5, 1.0))
     assert weak < middle - 3 < strong - 6
 
 
-@pytest.mark.parametrize("storybook", ["xl"], indirect=True)
-def test_ledits_without_guidance_finds_the_source_again(storybook):
+def test_ledits_without_guidance_finds_the_source_again(xl_folder, tmp_path):
     """That is what its inversion is for: what is lost is lost in the autoencoder."""
+    storybook = edits_of(xl_folder, tmp_path)  # whose latents have 4 channels
     still, moved = away(storybook, ledits(edit_guidance_scale=0.0)), away(storybook, ledits(edit_guidance_scale=10.0))
     assert still < 10 < moved - 5
 
 
-@pytest.mark.parametrize("storybook", ["root"], indirect=True)
 def test_ledits_of_other_latents_is_refused(storybook):
     studio, jobs = storybook
     with pytest.raises(ValueError, match="for latents of 4 channels, but the base's have 8"):

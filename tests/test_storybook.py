@@ -106,14 +106,6 @@ def test_the_checkpoint_is_small_and_the_judges_are_no_part_of_it():
 
 
 @pytest.fixture(scope="module")
-def xl_folder(tmp_path_factory) -> Path:
-    """The XL Storybook as a checkpoint."""
-    from assemble_xl import assemble
-
-    return assemble(tmp_path_factory.mktemp("storybook") / "xl")
-
-
-@pytest.fixture(scope="module")
 def xl(xl_folder) -> DiffusionPipeline:
     pipe = DiffusionPipeline.from_pretrained(xl_folder, trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)

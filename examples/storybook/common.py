@@ -274,8 +274,8 @@ class Clock:
         return True
 
 
-def autocast(device: str) -> torch.autocast:
-    return torch.autocast(device.split(":")[0], torch.bfloat16)
+def autocast(device: str, enabled: bool = True) -> torch.autocast:
+    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=enabled)
 
 
 class Halves:

@@ -8,7 +8,6 @@ With `--xl` the trained network grows into an SDXL-shaped one, `unet_xl/`: it re
 the pooled state of the second, and the size and crop that a picture had. See `grow`.
 """
 
-import contextlib
 import copy
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -308,7 +307,7 @@ class Latents:
         number, count = index % len(self.pictures), len(self.pictures)
         picture = self.pictures[number] if index < count else varied(self.pictures[number], number)[0]
         pixels = to_pixels(picture[None], self.vae.device)
-        with autocast(self.vae.device.type) if self.bfloat16 else contextlib.nullcontext():
+        with autocast(self.vae.device.type, self.bfloat16):
             latents = self.vae.encode(pixels).latent_dist.mean.float() * self.vae.config.scaling_factor
         self.stored[index] = latents[0].half().cpu().numpy()
 

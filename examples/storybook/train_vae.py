@@ -9,7 +9,6 @@ It learns from crops. With `--decoder` the decoder then goes on alone, on whole 
 so this may run before or after the training of the diffusion model.
 """
 
-import contextlib
 import copy
 
 import numpy as np
@@ -136,7 +135,7 @@ def main():
         noise, halved = noise.to(args.device), step % HALVED == HALVED - 1 and not args.decoder
 
         def loss_of(part: slice, pixels=pixels, noise=noise, halved=halved) -> torch.Tensor:
-            with autocast(args.device) if args.bfloat16 else contextlib.nullcontext():
+            with autocast(args.device, args.bfloat16):
                 posterior, target = vae.encode(pixels[part]).latent_dist, pixels[part]
                 latents = posterior.mean + posterior.std * noise[part]
                 if halved:
