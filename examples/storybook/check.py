@@ -8,6 +8,9 @@
 - The autoencoder on held-out drawings.
 - Ten samples between the ten drawings whose captions they follow; the JSON file says which are which.
 
+What the networks say of drawings of the same contents and cues stands beside it: they err as well, and a perfect
+diffusion model would get no more.
+
 Writes sheets and a JSON file. With `--xl` the same for the SDXL-shaped checkpoint.
 """
 
@@ -35,10 +38,23 @@ from torch.nn import functional as F
 from train_clip import rank_content
 from train_vae import psnr, reconstructed
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
-from world import CUES, EMOTIONS, PLACES, SUBJECTS, caption, contact_sheet, content_prompt, render
+from world import (
+    CUE_PHRASES,
+    CUES,
+    EMOTIONS,
+    PLACES,
+    SUBJECTS,
+    Scene,
+    caption,
+    contact_sheet,
+    content_prompt,
+    render,
+)
 
 
-CONTENTS = [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
+PAIRS = [(place, subject) for place in PLACES for subject in SUBJECTS]
+CONTENTS = [content_prompt(*pair) for pair in PAIRS]
+CUE_OF = {phrase: cue for cue, phrases in CUE_PHRASES.items() for phrase in phrases}
 BATCH = 32  # pictures at once
 BETWEEN = 10  # samples and drawings of the sheet of both
 
@@ -84,6 +100,13 @@ def captions(indices: range) -> list[str]:
     return [caption(scene_of("world_held_out", k), random.Random(f"check/{k}"), "full") for k in indices]
 
 
+def drawn(place: str, subject: str, rng: random.Random, size: int, phrase: str | None = None) -> Image.Image:
+    """A drawing of nothing but what a prompt names: a content, and the cue that `phrase` stands for."""
+    cues = ((CUE_OF[phrase], rng.uniform(0.6, 1)),) if phrase else ()
+    colour = rng.choice(SUBJECTS[subject][1])
+    return render(Scene(place, subject, colour, cues=cues, seed=rng.getrandbits(32)), size)
+
+
 def shares(right: torch.Tensor) -> dict:
     """How many samples of contents, (rounds * 64) in the order of CONTENTS, are right: in all and by subject."""
     by_subject = right.float().view(-1, len(PLACES), len(SUBJECTS)).mean((0, 1)).tolist()
@@ -125,28 +148,33 @@ def main():
             for image in pipe(part, generator=generator, num_inference_steps=args.steps, **options).images
         ]
 
+    rng, draw_rng = random.Random(args.seed), random.Random(args.seed)
     images = sample(CONTENTS * args.rounds, args.seed)
     contact_sheet(images[: len(CONTENTS)], 8, scale=1).save(args.output / f"samples{suffix}.png", optimize=True)
+    drawings = [drawn(*pair, draw_rng, size) for pair in PAIRS * args.rounds]
     for name, model in (("held_out_clip", held_out_clip), ("clip", clip)):
-        first = rank_content(model, pipe.tokenizer, pixels_of(images)).argmax(1)
-        result[name] = shares(first == torch.arange(len(CONTENTS)).repeat(args.rounds))
+        result[name] = {}
+        for kind, values in (("samples", images), ("drawings", drawings)):
+            first = rank_content(model, pipe.tokenizer, pixels_of(values)).argmax(1)
+            result[name][kind] = shares(first == torch.arange(len(CONTENTS)).repeat(args.rounds))
 
-    rng = random.Random(args.seed)
-    chosen = [content_prompt(place, subject) for place, subject in zip(PLACES, rng.sample(tuple(SUBJECTS), 8))]
-    truth = torch.arange(8).repeat_interleave(8)
     judges = {"guide": guide, "emo_b": load_judge("emo_b"), "emo_c": load_judge("emo_c")}
-    for kind in ("cue", "word"):
-        prompts = [
-            f"{content} {rng.choice(CUES[emotion])}" if kind == "cue" else f"{content}, {emotion}"
-            for emotion in EMOTIONS
-            for content in chosen
-        ]
-        images = sample(prompts, args.seed + 1)
-        if kind == "cue":
-            contact_sheet(images, 8, scale=1).save(args.output / f"samples_with_cues{suffix}.png", optimize=True)
+
+    def recognised(images: list[Image.Image]) -> dict[str, float]:
+        """How often each judge names the emotion of pictures in the order of the emotions."""
+        truth = torch.arange(len(EMOTIONS)).repeat_interleave(len(images) // len(EMOTIONS))
         with torch.no_grad():
             answers = {name: judge(normalise(pixels_of(images))).logits.argmax(1) for name, judge in judges.items()}
-        result[f"emotion_by_{kind}"] = {name: (a == truth).float().mean().item() for name, a in answers.items()}
+        return {name: (answer == truth).float().mean().item() for name, answer in answers.items()}
+
+    chosen = list(zip(PLACES, rng.sample(tuple(SUBJECTS), len(PLACES))))
+    asked = [(pair, rng.choice(CUES[emotion])) for emotion in EMOTIONS for pair in chosen]
+    images = sample([f"{content_prompt(*pair)} {phrase}" for pair, phrase in asked], args.seed + 1)
+    contact_sheet(images, 8, scale=1).save(args.output / f"samples_with_cues{suffix}.png", optimize=True)
+    drawings = [drawn(*pair, draw_rng, size, phrase) for pair, phrase in asked]
+    result["emotion_by_cue"] = {"samples": recognised(images), "drawings": recognised(drawings)}
+    images = sample([f"{content_prompt(*pair)}, {emotion}" for emotion in EMOTIONS for pair in chosen], args.seed + 1)
+    result["emotion_by_word"] = {"samples": recognised(images)}
 
     count = args.pictures
     images = sample(captions(range(max(count, BETWEEN))), args.seed + 2)
