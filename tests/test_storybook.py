@@ -375,10 +375,50 @@ def test_a_rebuild_runs_what_is_missing_and_keeps_what_it_should(tmp_path, monke
     run(monkeypatch, rebuild, *options, "--steps", "9", "--xl")
     stages = [stage.split()[0] for stage, _ in ran]
     assert (
-        stages.count("train_clip.py") == 4
+        stages.count("train_clip.py") == 5
         and stages.count("train_classifier.py") == 3
         and "train_vae.py" not in stages
     )
+
+
+def test_a_clip_that_is_trained_further_keeps_the_tokenizer_that_it_knows(small_world, monkeypatch):
+    import train_clip
+
+    file = small_world / "tokenizer" / "tokenizer.json"
+    before = file.read_bytes()
+    options = ("--initial", "clip_model", "--output", "on", "--steps", "1", "--batch_size", "2")
+    run(monkeypatch, train_clip, "--work_dir", str(small_world), *options)
+    assert file.read_bytes() == before and (small_world / "on" / "model.safetensors").exists()
+
+
+def test_an_exported_xl_network_leaves_no_autoencoder_that_it_was_not_trained_on(small_world, tmp_path):
+    from export import export_xl
+    from train_unet import build_unet
+
+    build_unet(8, 1).save_pretrained(small_world / "unet_xl")
+    (small_world / "clip_model").rename(small_world / "clip_xl")
+    folder = tmp_path / "xl"
+    folder.mkdir()
+    for name in ("vae.json", "vae.safetensors"):
+        (folder / name).touch()
+    export_xl(small_world, folder)
+    assert {path.name for path in folder.iterdir()} == {"index.json"} | {
+        f"{part}.{kind}" for part in ("unet", "text_encoder_2") for kind in ("json", "safetensors")
+    }
+
+
+def test_drawings_show_the_cue_that_a_prompt_names():
+    from check import drawn, normalise, pixels_of
+    from judges import load_judge
+    from world import CUES, EMOTIONS
+
+    rng = random.Random(0)
+    images = [drawn("park", "house", rng, 64, phrase) for emotion in ("awe", "anger") for phrase in CUES[emotion]]
+    with torch.no_grad():
+        answers = load_judge("emo_b")(normalise(pixels_of(images))).logits.argmax(1).tolist()
+    truth = [EMOTIONS.index(emotion) for emotion in ("awe", "anger") for _ in CUES[emotion]]
+    assert sum(answer == true for answer, true in zip(answers, truth)) > 0.7 * len(truth)
+    assert drawn("park", "house", random.Random(0), 64) == drawn("park", "house", random.Random(0), 64)
 
 
 def test_the_frechet_distance_is_that_of_gaussians():

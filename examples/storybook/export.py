@@ -140,7 +140,7 @@ def main():
     for name, folder, kind in (
         ("emo_b", "emo_b", ResNetForImageClassification),
         ("emo_c", "emo_c", SimEmoForImageClassification),
-        ("clip", "clip_b", CLIPModel),
+        ("clip", "clip_b_tuned", CLIPModel),
     ):
         if (work / folder).exists():
             judge = kind.from_pretrained(work / folder)

@@ -32,12 +32,14 @@ TRAINED = {
     "emo_b": "train_classifier.py --model emo_b --steps 1000",
     "emo_c": "train_classifier.py --model emo_c --steps 700",
     "clip_b": "train_clip.py --seed 1 --output clip_b --degraded 0.3 --steps 1500",
+    "clip_b_tuned": "train_clip.py --seed 4 --initial clip_b --output clip_b_tuned --degraded 0.3 --steps 3000"
+    " --learning_rate 8e-4",
 }
 TRAINED_XL = {
     "clip_xl": "train_clip.py --xl --seed 2 --output clip_xl --degraded 0.3 --steps 700",
     "unet_xl": "train_unet.py --xl --steps 1200 --learning_rate 5e-4 --average_decay 0.99",
 }
-KEPT = ("clip_model", "clip_tuned", "guide", "emo_b", "emo_c", "clip_b")  # by --keep
+KEPT = ("clip_model", "clip_tuned", "guide", "emo_b", "emo_c", "clip_b", "clip_b_tuned")  # by --keep
 
 
 def keep(work_dir: Path, root: Path = HERE.parents[1]):

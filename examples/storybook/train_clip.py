@@ -1,5 +1,7 @@
 # Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
-"""Stage 2: a small CLIP on pictures and captions. Writes `tokenizer/` and `clip_model/` into the work folder.
+"""Stage 2: a small CLIP on pictures and captions. Writes `clip_model/` into the work folder, and `tokenizer/` first.
+
+A tokenizer that is there is read, as the networks beside it know its tokens.
 
 Its text tower becomes the text encoder of the diffusion model, as in Stable Diffusion 1.x. With another `--seed` and
 `--output` it gives the CLIP that is held out for evaluation; with `--xl` as well, one with a wider text tower, that is
@@ -160,7 +162,7 @@ def main():
     parser.add_argument(
         "--degraded", type=float, default=0.5, help="share of the pictures that are blurred, paled or noisy"
     )
-    parser.add_argument("--xl", action="store_true", help="a wider text tower; reads the tokenizer that is there")
+    parser.add_argument("--xl", action="store_true", help="a wider text tower")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     scenes, pictures = load_set("world", args.work_dir)
@@ -168,7 +170,7 @@ def main():
     folder, checkpoint = args.work_dir / args.output, args.work_dir / f"{args.output}.checkpoint"
 
     words = args.work_dir / "tokenizer"
-    tokenizer = CLIPTokenizer.from_pretrained(words) if args.xl else build_tokenizer(words)
+    tokenizer = CLIPTokenizer.from_pretrained(words) if words.is_dir() else build_tokenizer(words)
     model = build_clip(tokenizer, TEXT_WIDTH_XL if args.xl else TEXT_WIDTH).to(args.device)
     if args.initial:
         model = CLIPModel.from_pretrained(args.work_dir / args.initial).to(args.device)
