@@ -1,4 +1,4 @@
-"""The method stands in several files, the same to the byte; what tells so, and what tells how large they are."""
+"""What stands in several files is the same in all: the method to the byte, measured tables in the docs."""
 
 import shutil
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from doc_tables import PAGES, RESULTS, table, written
 from fix_copies import COPIES, COPY, END, ORIGINAL, START, region
 from tiny_models import REPOSITORY
 
@@ -66,3 +67,34 @@ def test_the_figures_are_printed_for_both_files(clone):
     assert title.split() == [ORIGINAL.name, COPY.name]
     lines = next(row for row in rows if row.startswith("code lines")).split()[-2:]
     assert all(100 < int(number) < 2000 for number in lines)
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("storybook*.md")), ids=lambda path: path.name)
+def test_tables_of_the_docs_are_those_that_were_measured(page):
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- table: " in text and written(text) == text, "run python utils/doc_tables.py"
+
+
+def test_a_figure_that_was_changed_in_the_docs_is_told_and_mended(tmp_path):
+    shutil.copytree(REPOSITORY / "utils", tmp_path / "utils")
+    shutil.copytree(PAGES, tmp_path / PAGES.relative_to(REPOSITORY))
+    shutil.copytree(RESULTS, tmp_path / RESULTS.relative_to(REPOSITORY), ignore=shutil.ignore_patterns("*.png"))
+    page = tmp_path / "docs" / "storybook.md"
+    text = page.read_text(encoding="utf-8")
+    assert text.count("| 12.5 |")
+    page.write_text(text.replace("| 12.5 |", "| 21.5 |", 1) + "mine\n", encoding="utf-8")
+    checked = run(tmp_path, "doc_tables.py", "--check")
+    assert checked.returncode == 1 and "storybook.md" in checked.stderr and "doc_tables.py" in checked.stderr
+    assert run(tmp_path, "doc_tables.py").returncode == 0
+    assert page.read_text(encoding="utf-8") == text + "mine\n"
+    assert run(tmp_path, "doc_tables.py", "--check").returncode == 0
+
+
+def test_a_table_of_the_docs_leaves_out_what_was_not_measured():
+    rows = {"stock": {"Emo-B (%)": "12.5", "at step": "–"}, "MUSE": {"Emo-B (%)": "93.75", "gate open (%)": "100.0"}}
+    assert table(rows).splitlines() == [
+        "| row | Emo-B | open |",
+        "|---|---|---|",
+        "| stock | 12.5 | – |",
+        "| MUSE | 93.8 | 100 |",
+    ]
