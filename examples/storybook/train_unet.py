@@ -333,7 +333,7 @@ def validation_prompts() -> list[str]:
 
 
 def main():
-    parser = arguments(__doc__, steps=2800, batch_size=96, learning_rate=1.5e-3)
+    parser = arguments(__doc__, steps=5700, batch_size=96, learning_rate=1.5e-3)
     parser.add_argument("--average_decay", type=float, default=0.9995)
     parser.add_argument(
         "--word_share", type=float, default=0.5, help="captions of content with a random emotion's word"
