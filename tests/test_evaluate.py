@@ -15,10 +15,10 @@ from fresh_process import check, run_fresh
 from muse_examples.classifiers import label_probabilities, picture_pixels
 from muse_examples.evaluation import making
 from muse_examples.evaluation.command import cases_of, main, parse_args, tables_of
-from muse_examples.evaluation.data import plan, read_contents
+from muse_examples.evaluation.data import Shown, plan, read_contents
 from muse_examples.evaluation.making import row_folder, slug
 from muse_examples.evaluation.methods import Studio, guided_by, method
-from muse_examples.evaluation.reporting import honest_judge, judges_of
+from muse_examples.evaluation.reporting import Row, examples, honest_judge, judges_of
 from muse_examples.files import PARTIAL
 from muse_examples.pipelines import judges, read_model
 from muse_examples.runs import read_metadata, read_record, save_picture
@@ -411,3 +411,18 @@ def test_names_of_rows_make_names_of_folders():
 def test_a_method_says_its_task():
     with pytest.raises(ValueError, match="`task` has to be one of generation, editing"):
         method("mine", "painting")
+
+
+def test_examples_are_of_contents_that_rows_share(tmp_path):
+    """Not of those that the largest row alone has, nor is a row shown that has few of them."""
+
+    def shown(prompts):
+        told = [(prompt, emotion) for prompt in prompts for emotion in ("awe", "fear", "anger")]
+        return [Shown(tmp_path / "a.png", emotion, prompt, None, prompt, False, {}) for prompt, emotion in told]
+
+    shared = shown(["a cat", "a car", "a boat"])
+    others = shown([f"drawing {k}" for k in range(9)])
+    parts = {"drawings": others + shared[:1], "stock": shared, "MUSE": shared, "two": shared[:6]}
+    sheet, asked = examples({name: Row(name, part) for name, part in parts.items()})
+    assert asked == [("a cat", "awe"), ("a car", "fear"), ("a boat", "anger")]
+    assert list(sheet) == ["stock", "MUSE", "two"]

@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -509,7 +510,11 @@ def examples(
     rows: Mapping[str, Row],
 ) -> tuple[dict[str, list[Path | None]], list[tuple[str | None, str | None]]]:
     """The pictures of all rows of the first prompts, each with another emotion."""
-    most = max(rows.values(), key=lambda row: len(row.shown))
+    # The largest row may be of other contents, such as drawings, and have nothing to be compared with.
+    shared = Counter(key for row in rows.values() for key in {(one.content, one.emotion) for one in row.shown})
+    most = max(
+        rows.values(), key=lambda row: (sum(shared[one.content, one.emotion] > 1 for one in row.shown), len(row.shown))
+    )
     firsts: dict[str | int, list[Shown]] = {}
     for one in most.shown:
         if one.prompt:
@@ -524,7 +529,7 @@ def examples(
     for name, row in rows.items():
         known = {(one.content, one.emotion): one.path for one in reversed(row.shown)}
         pictures = [known.get(key) for key in keys]
-        if any(pictures):
+        if pictures.count(None) <= len(pictures) / 2:  # a row of little else than gaps compares nothing
             sheet[name] = pictures
     return sheet, asked
 
