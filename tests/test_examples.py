@@ -567,3 +567,19 @@ def test_quickstart_end_to_end(threshold, tmp_path, run, capsys):
         assert Image.open(path).width > 2 * 192
     assert ("The scenes: No emotion was added to 8 of 8 pictures" in told) == (threshold > 0)
     assert ("The edits: No emotion was added to 1 of 1 pictures" in told) == (threshold > 0)
+
+
+def test_the_preview_check_shows_what_small_previews_lose(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tiny_models.REPOSITORY / "examples" / "storybook")
+    import preview_check
+    from world import Scene, render
+
+    picture = tmp_path / "house.png"
+    render(Scene("park", "house", "red"), 128).save(picture)
+    own = ["--size", "128", "--seen", "64", "--output_dir", str(tmp_path / "out")]
+    preview_check.main([str(picture), "--vae", str(tiny_models.REPOSITORY / "vae"), *own])
+    *told, sheet = capsys.readouterr().out.splitlines()
+    decibels = [float(line.split(": ")[1].removesuffix(" dB")) for line in told]
+    assert [line.split(":")[0] for line in told] == [f"preview_scale {scale}" for scale in ("1", "0.75", "0.5")]
+    assert decibels[0] > max(decibels[1:]) + 1 and min(decibels) > 10
+    assert sheet == str(tmp_path / "out" / "previews.png") and Image.open(sheet).width > 4 * 192

@@ -115,9 +115,9 @@ def xl(xl_folder) -> DiffusionPipeline:
 def test_the_xl_checkpoint_is_small_and_made_of_shared_parts_and_its_own(xl_folder, xl):
     assert type(xl).__name__ == "MuseXLPipeline"
     parts = list((STORYBOOK / "xl").glob("*.safetensors"))
-    assert {path.stem for path in parts} == {"unet", "text_encoder_2", "vae"}
-    assert sum(path.stat().st_size for path in parts) < 22e6
-    assert sum(path.stat().st_size for path in xl_folder.rglob("*.safetensors")) < 40e6
+    assert {path.stem for path in parts} == {"unet", "text_encoder_2"}
+    assert sum(path.stat().st_size for path in parts) < 42e6
+    assert sum(path.stat().st_size for path in xl_folder.rglob("*.safetensors")) < 60e6
     index = json.loads((xl_folder / "model_index.json").read_text())
     components = {name for name, value in index.items() if isinstance(value, list) and value[0] and name[0] != "_"}
     assert components == {path.name for path in xl_folder.iterdir() if path.is_dir()}
@@ -152,7 +152,7 @@ def test_xl_knows_that_pictures_were_small(xl):
         images = plain(prompts, generator=generators, num_inference_steps=8, output_type="pt", **call).images
         return images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean()
 
-    assert edges(original_size=(16, 16)) < 0.95 * edges()
+    assert edges(original_size=(32, 32)) < 0.95 * edges()
 
 
 def test_xl_is_trained_on_what_the_pipeline_gives_it(xl):

@@ -37,7 +37,7 @@ TRAINED = {
 }
 TRAINED_XL = {
     "clip_xl": "train_clip.py --xl --seed 2 --output clip_xl --degraded 0.3 --steps 700",
-    "unet_xl": "train_unet.py --xl --steps 1200 --learning_rate 5e-4 --average_decay 0.99",
+    "unet_xl": "train_unet.py --xl --steps 800 --learning_rate 5e-4 --average_decay 0.99",
 }
 KEPT = ("clip_model", "clip_tuned", "guide", "emo_b", "emo_c", "clip_b", "clip_b_tuned")  # by --keep
 
