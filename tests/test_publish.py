@@ -150,5 +150,5 @@ def test_what_was_published_runs(hub, tmp_path):
             snippet = snippet.replace(large, little)
         (tmp_path / name).write_text(snippet)
     check(run_fresh(USE, folder=tmp_path, HF_ENDPOINT=hub.endpoint, NO_PROXY="127.0.0.1"))
-    sizes = {"pictures/000_fear_0.png": (128, 128), "fear.png": (64, 64), "awe.png": (32, 32)}
+    sizes = {"pictures/000_fear_0.png": (128, 128), "fear.png": (128, 128), "awe.png": (32, 32)}
     assert {name: Image.open(tmp_path / name).size for name in sizes} == sizes

@@ -19,7 +19,15 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from muse_examples.evaluation.methods import Method, Studio
-from muse_examples.evaluation.rivals import INSTRUCT_PIX2PIX, LEDITS, SDEDIT, instruct_pix2pix, ledits, sde_solver, sdedit
+from muse_examples.evaluation.rivals import (
+    INSTRUCT_PIX2PIX,
+    LEDITS,
+    SDEDIT,
+    instruct_pix2pix,
+    ledits,
+    sde_solver,
+    sdedit,
+)
 from muse_examples.runs import Job
 from PIL import Image
 from tiny_models import STABLE_DIFFUSION_XL, every_family, generator, quiet, stock
