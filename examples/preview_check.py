@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     vae = AutoModel.from_pretrained(args.vae).eval()
-    cells, told = [], {scale: [] for scale in args.preview_scale}
+    cells: list[Cell] = []
+    told: dict[float, list[float]] = {scale: [] for scale in args.preview_scale}
     for path in args.pictures:
         pixels = to_pixels(path, args.size)
         picture = seen(pixels, args.seen)
