@@ -468,6 +468,12 @@ def predict_x0(model_input: Tensor, noise_pred: Tensor, alpha_cumprod: float | T
     raise ValueError(f"`prediction_type` has to be one of {PREDICTION_TYPES}, but is {prediction_type!r}.")
 
 
+def shrink(latents: Tensor, scale: float) -> Tensor:
+    """Latents, shape `(batch_size, channels, height, width)`, at `scale` of their size, each a mean of neighbours."""
+    sides = [max(1, round(scale * side)) for side in latents.shape[-2:]]
+    return F.interpolate(latents, sides, mode="area")
+
+
 def check_preview(scheduler: Any, timesteps: Tensor) -> None:
     """Raises a `ValueError` that names the scheduler where [`predict_x0`] cannot be derived for its first timestep."""
     name, prediction = type(scheduler).__name__, scheduler.config.get("prediction_type", "epsilon")
@@ -1240,8 +1246,7 @@ class DenoisingStep:
         if self.region is not None:
             x0 = self.region.restore(x0, 0, samples)
         if self.preview_scale < 1:
-            sides = [max(1, round(self.preview_scale * side)) for side in x0.shape[-2:]]
-            x0 = F.interpolate(x0, sides, mode="area")
+            x0 = shrink(x0, self.preview_scale)
         return pipe._decode_preview(x0)
 
     def with_noise(self, noise: Tensor) -> Tensor:

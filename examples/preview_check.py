@@ -9,28 +9,21 @@ previews. The PSNR is that at the size which classifiers see. Writes a sheet of 
 """
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoModel
+from diffusers.image_processor import VaeImageProcessor
 from muse_examples.contact_sheets import Cell, contact_sheet, save
-from muse_examples.options import number, one_line_errors, output_folder, picture_file, positive_int
-from PIL import Image, ImageOps
+from muse_examples.metrics import psnr
+from muse_examples.options import one_line_errors, output_folder, picture_file, positive_int, share
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def to_pixels(path: Path, size: int) -> Tensor:
-    """The middle of a picture as pixels in [-1, 1], shape `(1, 3, size, size)`."""
-    picture = ImageOps.fit(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), (size, size))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
-
-
-def to_picture(pixels: Tensor) -> Image.Image:
-    """The inverse."""
-    return Image.fromarray(pixels[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy())
+from pipeline_muse import shrink, to_rgb
 
 
 def seen(pixels: Tensor, size: int) -> Tensor:
@@ -38,18 +31,10 @@ def seen(pixels: Tensor, size: int) -> Tensor:
     return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-@torch.no_grad()
-def preview(vae: torch.nn.Module, pixels: Tensor, scale: float) -> Tensor:
-    """What the pipelines would decode of a picture's latents with this `preview_scale`."""
+def latents_of(vae: torch.nn.Module, pixels: Tensor) -> Tensor:
+    """The latents of pictures, from Stable Diffusion's autoencoder or a tiny one."""
     encoded = vae.encode(pixels)
-    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-    sides = [max(1, round(scale * side)) for side in latents.shape[-2:]]
-    return vae.decode(F.interpolate(latents, sides, mode="area")).sample
-
-
-def psnr(pixels: Tensor, other: Tensor) -> float:
-    """Peak signal-to-noise ratio of pixels in [-1, 1], dB."""
-    return float(10 * torch.log10(4 / (pixels - other).pow(2).mean()))
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
 
 @one_line_errors
@@ -57,25 +42,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="+", type=picture_file)
     parser.add_argument("--vae", default="madebyollin/taesd", help="folder or Hub id of an autoencoder")
-    parser.add_argument("--preview_scale", type=number(0, 1, low_included=False), nargs="+", default=[1, 0.75, 0.5])
+    parser.add_argument("--preview_scale", type=share, nargs="+", default=[1, 0.75, 0.5])
     parser.add_argument("--size", type=positive_int, default=512, help="of the pictures, px. Default: %(default)s.")
-    parser.add_argument("--seen", type=positive_int, default=224, help="px that a classifier sees. Default: 224.")
+    parser.add_argument("--seen", type=positive_int, default=224, help="by a classifier, px. Default: %(default)s.")
     parser.add_argument("--output_dir", type=output_folder, default=Path("outputs/previews"))
     args = parser.parse_args(arguments)
 
-    vae = AutoModel.from_pretrained(args.vae).eval()
+    vae = AutoModel.from_pretrained(args.vae).eval().requires_grad_(False)
+    processor = VaeImageProcessor(resample="bicubic")
+    square = {"height": args.size, "width": args.size, "resize_mode": "crop"}
     cells: list[Cell] = []
     told: dict[float, list[float]] = {scale: [] for scale in args.preview_scale}
     for path in args.pictures:
-        pixels = to_pixels(path, args.size)
-        picture = seen(pixels, args.seen)
-        cells.append(Cell(to_picture(picture), path.stem))
-        for scale in told:
-            shown = seen(preview(vae, pixels, scale), args.seen)
-            told[scale].append(psnr(shown, picture))
-            cells.append(Cell(to_picture(shown), f"{scale:g}: {told[scale][-1]:.1f} dB"))
+        pixels = processor.preprocess(to_rgb(Image.open(path)), **square)
+        picture, latents = seen(pixels, args.seen), latents_of(vae, pixels)
+        cells.append(Cell(processor.postprocess(picture)[0], path.stem))
+        for scale, values in told.items():
+            shown = seen(vae.decode(shrink(latents, scale)).sample, args.seen)
+            values.append(psnr(shown, picture))
+            cells.append(Cell(processor.postprocess(shown)[0], f"{scale:g}: {values[-1]:.1f} dB"))
     for scale, values in told.items():
-        print(f"preview_scale {scale:g}: {np.mean(values):.1f} dB")
+        print(f"preview_scale {scale:g}: {statistics.mean(values):.1f} dB")
     print(save(contact_sheet(cells, 1 + len(told)), args.output_dir / "previews.png"))
 
 

@@ -275,18 +275,14 @@ def test_instruct_pix2pix_wants_a_network_that_takes_a_source(pipe, jobs, tmp_pa
 # ---- on weights that draw -------------------------------------------------------------------------------------------
 
 
-def edits_of(base: Path, folder: Path) -> tuple[Studio, list[Job]]:
-    """A checkpoint, and edits of a picture of its own."""
-    pipe = quiet(DiffusionPipeline.from_pretrained(base, trust_remote_code=True))
-    path, prompt = folder / "source.png", "a house in the park"
+@pytest.fixture(scope="module")
+def storybook(tmp_path_factory) -> tuple[Studio, list[Job]]:
+    """The bundled checkpoint, and edits of a picture of its own."""
+    pipe = quiet(DiffusionPipeline.from_pretrained(tiny_models.REPOSITORY, trust_remote_code=True))
+    path, prompt = tmp_path_factory.mktemp("storybook") / "source.png", "a house in the park"
     pipe(prompt, num_inference_steps=10, generator=generator()).images[0].save(path)
     jobs = [Job(prompt, emotion, seed, source=path) for seed, emotion in enumerate(["fear", "anger"])]
     return studio_of(pipe, num_inference_steps=10), jobs
-
-
-@pytest.fixture(scope="module")
-def storybook(tmp_path_factory) -> tuple[Studio, list[Job]]:
-    return edits_of(tiny_models.REPOSITORY, tmp_path_factory.mktemp("storybook"))
 
 
 def away(storybook: tuple[Studio, list[Job]], row: Method) -> float:

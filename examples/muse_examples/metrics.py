@@ -1,5 +1,5 @@
 # Copyright 2026 The MUSE authors. Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""How good, how well calibrated and how gravely wrong a classifier is, and the temperature that calibrates it."""
+"""How good, how well calibrated and how wrong a classifier is, the temperature that calibrates it, and the PSNR."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -33,6 +33,11 @@ def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, 
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def psnr(pixels: torch.Tensor, reference: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB, of all pictures as one; pixels are clamped to [-1, 1]."""
+    return -10 * torch.log10(F.mse_loss(pixels.clamp(-1, 1), reference.clamp(-1, 1)) / 4).item()
 
 
 def confusion_matrix(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

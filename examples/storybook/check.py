@@ -33,10 +33,11 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from judges import load_judge
+from muse_examples.metrics import psnr
 from PIL import Image
 from torch.nn import functional as F
 from train_clip import rank_content
-from train_vae import psnr, reconstructed
+from train_vae import reconstructed
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from world import (
     CUE_PHRASES,

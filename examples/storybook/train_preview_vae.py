@@ -29,8 +29,8 @@ from common import (
     update_average,
 )
 from diffusers import AutoencoderTiny
+from muse_examples.metrics import psnr
 from PIL import Image
-from torch.nn import functional as F
 from train_vae import reconstruction_loss
 from world import caption, contact_sheet, render
 
@@ -95,11 +95,6 @@ def examples_of(pipe: MusePipeline, count: int) -> tuple[torch.Tensor, torch.Ten
         pipe.vae.decode(part / pipe.vae.config.scaling_factor).sample for part in latents.flatten(0, 1).split(64)
     ]
     return latents, torch.cat(pixels).unflatten(0, latents.shape[:2])
-
-
-def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, of pixels in [-1, 1]."""
-    return -10 * torch.log10(F.mse_loss(decoded.clamp(-1, 1), pixels.clamp(-1, 1)) / 4).item()
 
 
 def main():

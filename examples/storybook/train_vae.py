@@ -12,6 +12,7 @@ so this may run before or after the training of the diffusion model.
 import copy
 
 import numpy as np
+import repository  # noqa: F401
 import torch
 from common import (
     CHANNELS,
@@ -33,6 +34,7 @@ from common import (
     update_average,
 )
 from diffusers import AutoencoderKL
+from muse_examples.metrics import psnr
 from PIL import Image
 from torch.nn import functional as F
 from world import contact_sheet
@@ -76,11 +78,6 @@ def reconstructed(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tenso
     """Latents of pictures, not scaled, and what the decoder makes of them."""
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(16)])
     return latents, torch.cat([vae.decode(part).sample for part in latents.split(16)])
-
-
-def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
-    """Of all the pictures as one, in dB."""
-    return -10 * torch.log10(F.mse_loss(decoded.clamp(-1, 1), pixels) / 4).item()
 
 
 def main():

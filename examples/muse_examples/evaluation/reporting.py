@@ -511,7 +511,8 @@ def examples(
 ) -> tuple[dict[str, list[Path | None]], list[tuple[str | None, str | None]]]:
     """The pictures of all rows of the first prompts, each with another emotion."""
     # The largest row may be of other contents, such as drawings, and have nothing to be compared with.
-    shared = Counter(key for row in rows.values() for key in {(one.content, one.emotion) for one in row.shown})
+    known = {name: {(one.content, one.emotion): one.path for one in reversed(row.shown)} for name, row in rows.items()}
+    shared = Counter(key for paths in known.values() for key in paths)
     most = max(
         rows.values(), key=lambda row: (sum(shared[one.content, one.emotion] > 1 for one in row.shown), len(row.shown))
     )
@@ -526,9 +527,8 @@ def examples(
     sheet: dict[str, list[Path | None]] = {}
     if all(one.source for one in chosen):
         sheet[SOURCES] = [one.source for one in chosen]
-    for name, row in rows.items():
-        known = {(one.content, one.emotion): one.path for one in reversed(row.shown)}
-        pictures = [known.get(key) for key in keys]
+    for name, paths in known.items():
+        pictures = [paths.get(key) for key in keys]
         if pictures.count(None) <= len(pictures) / 2:  # a row of little else than gaps compares nothing
             sheet[name] = pictures
     return sheet, asked
