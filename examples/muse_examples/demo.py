@@ -54,6 +54,7 @@ def plot_inner_loop(traces: Sequence[Any], threshold: float, path: Path) -> Path
     figure, (gate, loss, probability) = plt.subplots(1, 3, figsize=(13, 3.9), facecolor=PAPER, layout="constrained")
     longest = max(traces, key=lambda trace: len(trace.similarity)).similarity
     gate.plot(range(len(longest)), longest, color=INK, marker="o", markersize=4)
+    gate.set_xlim(-0.5, max(1.5, len(longest) - 0.5))  # whole steps, where the gate is open at the first one too
     if longest and threshold < math.inf:
         gate.axhline(threshold, color=BAD, linestyle="--", linewidth=1)
         gate.annotate("threshold", (0, threshold), (2, 4), textcoords="offset points", color=BAD)
