@@ -947,11 +947,10 @@ class GuidedImage:
         if self.target[label] == 0:  # else target and inherent terms would cancel
             self.inherent[label] = 1.0
 
-    def start_loop(self, learning_rate: float, normalized: bool) -> None:
+    def start_loop(self, learning_rate: float) -> None:
         """A fresh optimiser for the inner loop of one denoising step; S carries over."""
         self.tokens = self.tokens.clone().requires_grad_()
-        self.normalized = normalized
-        self.optimizer = (torch.optim.SGD if normalized else torch.optim.Adam)([self.tokens], lr=learning_rate)
+        self.optimizer = torch.optim.Adam([self.tokens], lr=learning_rate)
         self.least_loss, self.best = math.inf, (self.tokens, None)
         self.trace.loss.append([])
         self.trace.probabilities.append([])
@@ -974,17 +973,15 @@ class GuidedImage:
         if not torch.isfinite(gradient).all():
             logger.warning("A gradient is not finite; its tokens stay at their last finite value.")
             return False
-        if self.normalized:  # so that the mean square of its entries is one
-            gradient = gradient * (gradient.numel() ** 0.5 / gradient.norm().clamp(min=1e-12))
         self.tokens.grad = gradient
         self.optimizer.step()
         self.trace.inner_steps += 1
         return True
 
-    def end_loop(self, keep_best: bool) -> Tensor:
-        """S is the best that was seen, or what the last step made of it; returns the noise of the best."""
-        self.tokens = self.best[0] if keep_best else self.tokens.detach()
-        return self.best[1]
+    def end_loop(self) -> Tensor:
+        """S is the best that was seen; returns its noise."""
+        self.tokens, noise = self.best
+        return noise
 
 
 @dataclass
@@ -1084,20 +1081,18 @@ class Guide:
         """
         HOW (Eq. 7, 8): moves S of the images `samples` down the loss of their one-step previews.
 
-        Several inner steps are Adam's; after the last, S is evaluated once more, and the best is kept, whose noise is
-        then at hand. A single one goes along the gradient itself, of which Adam's first step keeps but the signs.
+        After the last inner step S is evaluated once more; the best is kept, whose noise is then at hand.
 
         Returns:
             `torch.Tensor` of shape `(len(samples), channels, h, w)`: eps(P, S).
         """
         learning_rate = self.settings.emotion_learning_rate * max(0.0, 1 - self.index / 100)
-        is_single = self.settings.max_inner_steps == 1
         inner_steps = self.settings.max_inner_steps if learning_rate > 0 else 0
         for b in samples:
-            self.images[b].start_loop(learning_rate, normalized=is_single)
+            self.images[b].start_loop(learning_rate)
 
         active = samples
-        for k in range(1 if is_single else inner_steps + 1):
+        for k in range(inner_steps + 1):
             with torch.set_grad_enabled(k < inner_steps):
                 noise = step.predict(active, torch.stack([self.images[b].tokens for b in active]))  # eps(P, S)
                 previews = step.preview(active, noise)  # the decoded x0
@@ -1117,7 +1112,7 @@ class Guide:
             active = [b for b, gradient in zip(going, gradients) if self.images[b].descend(gradient / scale)]
             if not active:
                 break
-        return torch.stack([self.images[b].end_loop(keep_best=not is_single) for b in samples])
+        return torch.stack([self.images[b].end_loop() for b in samples])
 
     def judge(self, previews: Tensor, k: int) -> Tensor:
         """What the classifier makes of previews, or of their `degraded_copies`, at the k-th evaluation of a step."""
@@ -1266,8 +1261,8 @@ GONE = {
     "guidance_reference": "`negative_prompt`: that of the source leads away from the source's own path",
     "similarity_scale": "`semantic_threshold`, in the scale of `clip_model`",
     "patience": "`update_interval`: beyond 1, images that are where they should be keep their tokens",
-    "keep_best": "`max_inner_steps`: of several, the best tokens are kept",
-    "emotion_optimizer": "`max_inner_steps`: a single one goes along the gradient, several are Adam's",
+    "keep_best": "nothing: the best tokens are kept",
+    "emotion_optimizer": "nothing: it is Adam",
     "gradient_checkpointing": "`pipe.unet.enable_gradient_checkpointing()`, which acts in the inner loop only",
     **dict.fromkeys(
         ("max_token_norm", "guided_preview", "carry_emotion_tokens"), "nothing: no other value did better"
@@ -1435,9 +1430,8 @@ class MuseMixin(Parent):
             update_interval (`int`): Gate and inner loop work at every so many denoising steps, starting with the
                 first; at those in between, images with an open gate take their tokens as they are, for the price of a
                 plain step. Beyond 1, an image that needs no inner step at an update keeps its tokens for good.
-            max_inner_steps (`int`): Optimisation steps per denoising step at most. Several are Adam's, and the best
-                of the tokens seen is kept; a single one goes along the gradient, by `emotion_learning_rate` in the
-                root mean square (as DATE's, https://huggingface.co/papers/2510.23974). 0: tokens stay as they start.
+            max_inner_steps (`int`): Steps of Adam per denoising step at most; the best of the tokens seen is kept. 0:
+                tokens stay as they start.
             max_inner_batch (`int`): At most so many images share a pass of the inner loop, which bounds its memory;
                 all of them by default.
             loss_threshold (`float`): The inner loop of an image ends when its loss falls below; for a mixture, when it
@@ -2128,12 +2122,12 @@ class MuseXLMixin(MuseMixin):
                 "latest_start": 0.2,
                 "degraded_copies": 2,
             },
-            # One step at every 3rd denoising step, from the emotion's word on, until one is not needed
+            # Two larger steps at every 2nd denoising step, until none is needed
             "fast": {
                 "emotion_tokens": "emotion",
-                "update_interval": 3,
-                "max_inner_steps": 1,
-                "emotion_learning_rate": 0.5,
+                "update_interval": 2,
+                "max_inner_steps": 2,
+                "emotion_learning_rate": 0.4,
                 "loss_threshold": 0.1,
                 "latest_start": 0.2,
                 "degraded_copies": 2,

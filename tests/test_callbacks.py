@@ -94,7 +94,7 @@ def test_a_callback_may_turn_guidance_off_and_on(pipe, count_calls, interval):
     settings = {"num_inference_steps": 4, "max_inner_steps": 1, "update_interval": interval}
     output = guide(pipe, **settings, **names)
     rows = [arguments[0].shape[0] for (arguments, _), _ in calls.calls]
-    assert rows == ([2, 1, 1, 1, 2, 1, 2, 1] if interval == 1 else [2, 1, 1, 2, 2])
+    assert rows == ([2, 1, 1, 1, 1, 1, 2, 1, 1, 2, 1, 1] if interval == 1 else [2, 1, 1, 1, 2, 2])
     assert output.images.isfinite().all() and len(output.trace[0].loss) == (4 if interval == 1 else 1)
     expected = stock(parent_of(pipe), num_inference_steps=4, **names)
     assert torch.equal(guide(pipe, **settings, **NEVER, **names).images, expected)
