@@ -7,7 +7,7 @@ import tiny_models
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
-from test_guidance import LATENTS, first_step, random_tokens, sees_tokens, tokens_of_each_step
+from test_guidance import LATENTS, random_tokens, sees_tokens, tokens_of_each_step
 from tiny_models import FAMILIES, generator, guide
 from torch.nn import functional as F
 

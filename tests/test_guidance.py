@@ -373,7 +373,7 @@ def test_a_rate_of_zero_takes_no_inner_steps(pipe, count_calls):
 
 @pytest.mark.parametrize("inner, evaluations", [(0, 1), (1, 2), (3, 4)])
 def test_no_call_of_the_network_is_wasted(pipe, count_calls, inner, evaluations):
-    """Per step: the parent's call once; the start and each Adam step once. The noise that is used has been computed."""
+    """Per step: the parent's call once; the start and each Adam step once. The noise that is used is at hand."""
     calls = count_calls(pipe.unet)
     trace = guide(pipe, max_inner_steps=inner).trace[0]
     assert len(calls) == 3 * (1 + evaluations)
