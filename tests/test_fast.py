@@ -5,13 +5,12 @@ import math
 import pytest
 import tiny_models
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from test_guidance import LATENTS, random_tokens, sees_tokens, tokens_of_each_step
 from tiny_models import FAMILIES, generator, guide
 from torch.nn import functional as F
 
-from pipeline_muse import GuidanceSettings, MusePipeline, PixelSpec
+from pipeline_muse import GuidanceSettings, PixelSpec
 
 
 # ---- updates at every k-th step ------------------------------------------------------------------------------------
@@ -259,8 +258,7 @@ def test_the_fast_preset_adds_three_rows_of_the_network_at_every_second_step(pip
 
 def test_the_fast_preset_evokes_emotions_on_storybook():
     """By the guide; `frontier.py` asks judges who never guide, in more steps and for more pictures."""
-    pipe = tiny_models.quiet(MusePipeline.from_pretrained(tiny_models.REPOSITORY, trust_remote_code=True))
-    pipe.unet.set_attn_processor(AttnProcessor())
+    pipe = tiny_models.storybook()
     emotions = ["awe", "fear", "sadness", "excitement"]
     seeds = [generator(seed) for seed in range(len(emotions))]
     call = {"prompt": ["a house in the park"] * len(emotions), "generator": seeds, "num_inference_steps": 20}

@@ -278,7 +278,7 @@ def test_instruct_pix2pix_wants_a_network_that_takes_a_source(pipe, jobs, tmp_pa
 @pytest.fixture(scope="module")
 def storybook(tmp_path_factory) -> tuple[Studio, list[Job]]:
     """The bundled checkpoint, and edits of a picture of its own."""
-    pipe = quiet(DiffusionPipeline.from_pretrained(tiny_models.REPOSITORY, trust_remote_code=True))
+    pipe = tiny_models.storybook()
     path, prompt = tmp_path_factory.mktemp("storybook") / "source.png", "a house in the park"
     pipe(prompt, num_inference_steps=10, generator=generator()).images[0].save(path)
     jobs = [Job(prompt, emotion, seed, source=path) for seed, emotion in enumerate(["fear", "anger"])]

@@ -27,9 +27,7 @@ sys.path.append(str(STORYBOOK))
 
 @pytest.fixture(scope="module")
 def pipe() -> DiffusionPipeline:
-    pipe = DiffusionPipeline.from_pretrained(tiny_models.REPOSITORY, trust_remote_code=True)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return tiny_models.storybook()
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +69,7 @@ def test_a_judge_that_did_not_guide_sees_the_emotions_the_stronger_the_more(pipe
 def test_a_mixture_is_judged_as_a_mixture(pipe, judge, guided):
     first, last = 2, 3  # anger and sadness
     emotion = {EMOTIONS[first]: 0.5, EMOTIONS[last]: 0.5}
-    mixed = judge(images_of(pipe, 1, emotion=emotion, **{**GUIDED, "preset": "full"}))[0]
+    mixed = judge(images_of(pipe, 1, emotion=emotion, **GUIDED))[0]
     some = mixed[first] - guided[last, first], mixed[last] - guided[first, last]
     assert min(some) > 0.05, "some of each, where one alone has none"
     assert mixed[first] < guided[first, first] and mixed[last] < guided[last, last]
@@ -108,9 +106,7 @@ def test_the_checkpoint_is_small_and_the_judges_are_no_part_of_it():
 
 @pytest.fixture(scope="module")
 def xl(xl_folder) -> DiffusionPipeline:
-    pipe = DiffusionPipeline.from_pretrained(xl_folder, trust_remote_code=True)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return tiny_models.storybook(xl_folder)
 
 
 def test_the_xl_checkpoint_is_small_and_made_of_shared_parts_and_its_own(xl_folder, xl):

@@ -206,7 +206,7 @@ def test_clip_guides_where_there_is_no_classifier(family):
 
 
 def test_storybook_evokes_more():
-    pipe = tiny_models.quiet(DiffusionPipeline.from_pretrained(tiny_models.REPOSITORY, trust_remote_code=True))
+    pipe = tiny_models.storybook()
     emotions, prompts = ["fear", "amusement"], ["a house in the park", "a cat on the beach"]
     labels = [pipe.emotion_labels.index(emotion) for emotion in emotions]
 

@@ -19,6 +19,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor
 from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
 from transformers import (
     CLIPConfig,
@@ -257,6 +258,13 @@ def muse_pipeline(family: Family = STABLE_DIFFUSION, **overrides) -> DiffusionPi
 def quiet(pipe: DiffusionPipeline) -> DiffusionPipeline:
     """The same pipeline without a progress bar."""
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def storybook(folder: Path = REPOSITORY) -> DiffusionPipeline:
+    """A bundled checkpoint with the attention whose backward pass is fast on a CPU."""
+    pipe = quiet(DiffusionPipeline.from_pretrained(folder, trust_remote_code=True))
+    pipe.unet.set_attn_processor(AttnProcessor())
     return pipe
 
 
