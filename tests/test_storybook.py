@@ -310,6 +310,9 @@ def test_latents_are_encoded_when_they_are_first_asked_for(tmp_path):
         latents.encode = None
         again = Latents(tmp_path / "latents.npy", None, None, pool)
         assert torch.equal(again[[0, 2, 4]], first[[1, 0, 3]]), "kept"
+        together = Latents(tmp_path / "together.npy", vae, pictures, pool)
+        together.encode([0, 2, 4])
+        torch.testing.assert_close(together[[2, 0, 2, 4]], first, rtol=0, atol=2e-3)
 
 
 def test_the_stages_that_are_long_go_on_as_if_never_interrupted(small_world, monkeypatch):

@@ -293,7 +293,7 @@ class Latents:
     """Scaled latents of pictures, each encoded when it is first asked for and kept in a file.
 
     Behind those of the pictures follow those of the first `VARIED` pictures once more, as `vary` changes them.
-    Pictures are encoded one by one, so that a latent does not depend on what was asked for beside it.
+    On a CPU pictures are encoded one by one, a thread each; elsewhere together.
     """
 
     def __init__(self, path: Path, vae: AutoencoderKL, pictures: np.ndarray, pool: ThreadPoolExecutor, bfloat16=False):
@@ -302,18 +302,22 @@ class Latents:
         self.stored = np.load(path, mmap_mode="r+")
         self.vae, self.pictures, self.pool, self.bfloat16 = vae, pictures, pool, bfloat16
 
+    def picture(self, index: int) -> np.ndarray:
+        number = index % len(self.pictures)
+        return self.pictures[number] if index < len(self.pictures) else varied(self.pictures[number], number)[0]
+
     @torch.no_grad()
-    def encode(self, index: int):
-        number, count = index % len(self.pictures), len(self.pictures)
-        picture = self.pictures[number] if index < count else varied(self.pictures[number], number)[0]
-        pixels = to_pixels(picture[None], self.vae.device)
+    def encode(self, indices: list[int]):
+        pixels = to_pixels(np.stack([self.picture(index) for index in indices]), self.vae.device)
         with autocast(self.vae.device.type, self.bfloat16):
             latents = self.vae.encode(pixels).latent_dist.mean.float() * self.vae.config.scaling_factor
-        self.stored[index] = latents[0].half().cpu().numpy()
+        self.stored[indices] = latents.half().cpu().numpy()
 
     def __getitem__(self, indices: list[int]) -> torch.Tensor:
-        missing = {index for index in indices if np.isnan(self.stored[index, 0, 0, 0])}
-        list(self.pool.map(self.encode, sorted(missing)))
+        missing = sorted({index for index in indices if np.isnan(self.stored[index, 0, 0, 0])})
+        if missing:
+            together = 1 if self.vae.device.type == "cpu" else len(missing)
+            list(self.pool.map(self.encode, (missing[k : k + together] for k in range(0, len(missing), together))))
         return torch.from_numpy(self.stored[indices]).float()
 
 
