@@ -23,6 +23,7 @@ import numpy as np
 import repository  # noqa: F401
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from muse_examples.contact_sheets import EMOTION_COLORS, Cell, contact_sheet
 from muse_examples.evaluation.data import Case, Content, plan, read_pairs
 from muse_examples.evaluation.judges import ClipJudge, EmotionJudge, ask
@@ -344,6 +345,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     pipe = MusePipeline.from_pretrained(ROOT, trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
+    pipe.unet.set_attn_processor(AttnProcessor())  # on a CPU the backward of the fused kernel is slow
     items, strengths = cases(args.prompts), {}
     for value in sorted({*SHOWN_STRENGTHS, *args.strengths}):
         asked = items if value else [replace(item, emotion=None) for item in items]
