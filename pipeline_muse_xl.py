@@ -2122,7 +2122,7 @@ class MuseXLMixin(MuseMixin):
                 "latest_start": 0.2,
                 "degraded_copies": 2,
             },
-            # Two larger steps at every 2nd denoising step, until none is needed
+            # Up to two larger steps at every 2nd denoising step, until none is needed
             "fast": {
                 "emotion_tokens": "emotion",
                 "update_interval": 2,

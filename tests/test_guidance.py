@@ -371,6 +371,13 @@ def test_a_rate_of_zero_takes_no_inner_steps(pipe, count_calls):
     assert torch.equal(output.images, guide(pipe, max_inner_steps=0, emotion_tokens=tokens).images)
 
 
+def test_tokens_stay_where_the_gradient_vanishes(pipe, monkeypatch):
+    tokens, grad = random_tokens(pipe), torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: [0 * one for one in grad(*a, **k)])
+    output = guide(pipe, max_inner_steps=1, emotion_tokens=tokens)
+    assert output.trace[0].inner_steps > 0 and torch.equal(output.emotion_tokens, tokens)
+
+
 @pytest.mark.parametrize("inner, evaluations", [(0, 1), (1, 2), (3, 4)])
 def test_no_call_of_the_network_is_wasted(pipe, count_calls, inner, evaluations):
     """Per step: the parent's call once; the start and each Adam step once. The noise that is used is at hand."""

@@ -23,12 +23,11 @@ import numpy as np
 import repository  # noqa: F401
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.models.attention_processor import AttnProcessor
 from muse_examples.contact_sheets import EMOTION_COLORS, Cell, contact_sheet
 from muse_examples.evaluation.data import Case, Content, plan, read_pairs
 from muse_examples.evaluation.judges import ClipJudge, EmotionJudge, ask
 from muse_examples.measuring import processor, versions
-from muse_examples.pipelines import settings_of
+from muse_examples.pipelines import place, settings_of
 from muse_examples.runs import Job, batches, run_batch
 from PIL import Image
 from repository import ROOT
@@ -343,9 +342,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    pipe = MusePipeline.from_pretrained(ROOT, trust_remote_code=True)
+    pipe = place(MusePipeline.from_pretrained(ROOT, trust_remote_code=True), argparse.Namespace(device="cpu"))
     pipe.set_progress_bar_config(disable=True)
-    pipe.unet.set_attn_processor(AttnProcessor())  # on a CPU the backward of the fused kernel is slow
     items, strengths = cases(args.prompts), {}
     for value in sorted({*SHOWN_STRENGTHS, *args.strengths}):
         asked = items if value else [replace(item, emotion=None) for item in items]
