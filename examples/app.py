@@ -419,8 +419,8 @@ class App:
 
         photo_parts = [add["photo"], self.photo_part, self.mode, add["painted"], add["only_painted"]]
         beside: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}  # queued: messages need it
-        add["photo"].change(self.new_photo, add["photo"], photo_parts, api_visibility="private", **beside)
         painting = [add["only_painted"], add["photo"]]
+        add["photo"].change(self.new_photo, painting, photo_parts, api_visibility="private", **beside)
         add["only_painted"].input(self.canvas, painting, add["painted"], api_visibility="private", **quick)
 
         place = [add["emotion"], self.mode]
@@ -443,9 +443,10 @@ class App:
     def draw_wheel(emotion: str, mode: str) -> Image.Image:
         return wheel_picture(emotion, mode == KEEP)
 
-    def new_photo(self, photo: str | None) -> list[Any]:
+    def new_photo(self, only_painted: bool, photo: str | None) -> list[Any]:
         """Another photograph, which people want to keep, or none. No picture: it is let go of, with a word."""
-        nothing_painted = [gr.update(value=None, visible=False), False]
+        # What was painted on the one before. Who asks for a canvas while this one is read keeps it.
+        nothing_painted = [gr.update(value=None, visible=False), False] if only_painted else [gr.skip(), gr.skip()]
         if photo is None:
             return [gr.skip(), gr.skip(), EVOKE, *nothing_painted]
         try:

@@ -223,6 +223,15 @@ def test_a_call_that_cannot_be_made_gives_the_buttons_back(other, tmp_path):
     assert updates[-1][other.go]["visible"] and not updates[-1][other.cancel]["visible"]
 
 
+@pytest.mark.parametrize("photo", [PICTURE, None, __file__])
+def test_another_photograph_lets_go_of_what_was_painted(other, photo, monkeypatch):
+    monkeypatch.setattr(app.gr, "Warning", lambda words: None)
+    *_, painted, ticked = other.new_photo(True, photo)
+    assert (painted["value"], painted["visible"], ticked) == (None, False, False)
+    # Ticked while the photograph is still being read: the answer to the photograph must not undo it
+    assert other.new_photo(False, photo)[-2:] == [app.gr.skip(), app.gr.skip()]
+
+
 def test_a_photograph_without_a_caption_gets_one(other, monkeypatch, tmp_path):
     monkeypatch.setattr(app, "caption_pictures", lambda name, pictures, device: [f"a boat, says {name}"])
     form = Form("", "none", photo=PICTURE, num_inference_steps="2")
