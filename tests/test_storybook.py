@@ -345,6 +345,13 @@ def test_the_stages_that_are_long_go_on_as_if_never_interrupted(small_world, mon
     run(monkeypatch, train_unet, *options, "2")
     assert all(torch.equal(value, unbroken[name]) for name, value in weights().items())
 
+    # Trained further: weights that are there, and a rate that leaves them as they are
+    (small_world / "unet").rename(small_world / "unet_initial")
+    (small_world / "unet.checkpoint").unlink()
+    monkeypatch.setattr(train_unet, "held_learning_rate", lambda step, steps, peak: 0.0)
+    run(monkeypatch, train_unet, "--initial", "unet_initial", *options, "1")
+    assert all(torch.equal(value, unbroken[name]) for name, value in weights().items())
+
 
 def test_a_rebuild_runs_what_is_missing_and_keeps_what_it_should(tmp_path, monkeypatch):
     import rebuild
@@ -379,6 +386,21 @@ def test_a_rebuild_runs_what_is_missing_and_keeps_what_it_should(tmp_path, monke
         and stages.count("train_classifier.py") == 3
         and "train_vae.py" not in stages
     )
+    with pytest.raises(SystemExit):
+        run(monkeypatch, rebuild, *options, "--further")
+
+
+def test_the_diffusion_model_of_the_repository_is_trained_further(tmp_path, monkeypatch):
+    import rebuild
+
+    ran = []
+    monkeypatch.setattr(rebuild, "run", lambda stage, *options: ran.append(stage))
+    run(monkeypatch, rebuild, "--work_dir", str(tmp_path), "--further", "--steps", "7")
+    further = "train_unet.py --steps 7 --initial unet_initial --seed 1"
+    assert ran == [further, "calibrate.py", "export.py", "check.py"]
+    for name in ("unet", "vae"):
+        copy = tmp_path / {"unet": "unet_initial"}.get(name, name) / "diffusion_pytorch_model.safetensors"
+        assert copy.read_bytes() == (tiny_models.REPOSITORY / name / copy.name).read_bytes()
 
 
 def test_a_clip_that_is_trained_further_keeps_the_tokenizer_that_it_knows(small_world, monkeypatch):
@@ -479,8 +501,13 @@ def test_the_frontier_reads_the_tables_of_the_evaluation(frontier, tmp_path):
     assert frontier.column(table, "Emo-B") == {"stock": 12.5, "full": 75}
     assert frontier.times_stock(table) == {"stock": 1, "full": 4}
     assert frontier.report(table).splitlines()[-1] == "| full | 75.0 | 50.0 | 57.0 | 4.00 |"
-    frontier.plot(table, tmp_path / "frontier.png")
-    assert (tmp_path / "frontier.png").stat().st_size > 0
+
+    (tmp_path / "methods.md").write_text("Made on this.\n\n| method |\n")
+    args = frontier.argparse.Namespace(output_dir=tmp_path, results_dir=tmp_path / "results")
+    frontier.publish(args, tmp_path / frontier.TABLE, "frontier", frontier.report, frontier.plot)
+    told = (args.results_dir / "frontier.md").read_text()
+    assert told == f"Made on this.\n\n{frontier.report(table)}", "where and how it was made is told"
+    assert (args.results_dir / "frontier.png").stat().st_size > 0
 
 
 def test_edits_that_the_world_draws_change_nothing_but_cues():

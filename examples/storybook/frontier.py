@@ -237,12 +237,16 @@ def frontier(points: dict[str, tuple[float, float]]) -> list[tuple[float, float]
 
 
 def publish(args: argparse.Namespace, file: Path, name: str, report: Report, plot: Plot) -> None:
-    """Prints evaluate.py's table and writes it and its plot where they are asked for, if pictures were judged."""
+    """Prints evaluate.py's table and writes it and its plot where they are asked for, if pictures were judged.
+
+    Above the table stands what evaluate.py says of it: pictures, hardware, versions and commit.
+    """
     if file.exists():
         table = read_table(file)
         print(report(table))
+        made_on = read_text(file.with_suffix(".md")).splitlines()[0]
         for folder in filter(None, (args.output_dir, args.results_dir)):
-            write_whole(folder / f"{name}.md", report(table))
+            write_whole(folder / f"{name}.md", f"{made_on}\n\n{report(table)}")
             plot(table, folder / f"{name}.png")
 
 

@@ -1,13 +1,15 @@
 # Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
 """Make Storybook from nothing: every stage in order, each resumed where it was interrupted.
 
-    python examples/storybook/rebuild.py [--keep] [--xl] [--work_dir DIR] [--device cuda] [--bfloat16]
+    python examples/storybook/rebuild.py [--keep | --further] [--xl] [--work_dir DIR] [--device cuda] [--bfloat16]
         [--steps STEPS] [--batch_size SIZE] [--export_to DIR]
 
 A stage that is complete is skipped. `--steps` and `--batch_size` are those of the diffusion model, which takes nearly
 all of the time. `--keep` takes tokenizer, CLIP, guide and judges from the repository, where they need no change, and
-trains the autoencoder and the diffusion model only. `--xl` goes on to the SDXL-shaped model, which grows out of the
-other. Only the export writes into the repository, or into `--export_to`; the check writes into the work folder.
+trains the autoencoder and the diffusion model only. `--further` takes the autoencoder as well, and trains the
+repository's diffusion model on, with other noise, in a work folder of its own. `--xl` goes on to the SDXL-shaped
+model, which grows out of the other. Only the export writes into the repository, or into `--export_to`; the check
+writes into the work folder.
 """
 
 import argparse
@@ -40,12 +42,14 @@ TRAINED_XL = {
     "unet_xl": "train_unet.py --xl --steps 800 --learning_rate 5e-4 --average_decay 0.99",
 }
 KEPT = ("clip_model", "clip_tuned", "guide", "emo_b", "emo_c", "clip_b", "clip_b_tuned")  # by --keep
+KEPT_FURTHER = (*KEPT, "vae", "vae_decoder")  # by --further
 
 
-def keep(work_dir: Path, root: Path = HERE.parents[1]):
-    """Take tokenizer, CLIP and guide from the repository; the judges are there already."""
-    folders = {"tokenizer": "tokenizer", "guide": "emotion_classifier"}
-    for name, folder in {**folders, "clip_model": "clip_model", "clip_tuned": "clip_model"}.items():
+def keep(work_dir: Path, further: bool = False, root: Path = HERE.parents[1]):
+    """Take from the repository what is not trained; the judges are there already."""
+    folders = {"tokenizer": "tokenizer", "guide": "emotion_classifier", "clip_model": "clip_model"}
+    folders |= {"clip_tuned": "clip_model"} | ({"vae": "vae", "unet_initial": "unet"} if further else {})
+    for name, folder in folders.items():
         shutil.copytree(root / folder, work_dir / name, dirs_exist_ok=True)
 
 
@@ -60,6 +64,7 @@ def train(stages: dict[str, str], args: argparse.Namespace):
         if name == "unet":
             stage += f" --steps {args.steps}" if args.steps else ""
             stage += f" --batch_size {args.batch_size}" if args.batch_size else ""
+            stage += " --initial unet_initial --seed 1" if args.further else ""
         note = args.work_dir / f"{name}_done.json"
         if note.exists() and json.loads(note.read_text())["stage"] == stage:
             continue
@@ -77,13 +82,18 @@ def main():
     parser.add_argument("--bfloat16", action="store_true", help="train in bfloat16: measure whether that is faster")
     parser.add_argument("--steps", type=int, help="of the diffusion model")
     parser.add_argument("--batch_size", type=int, help="of the diffusion model")
-    parser.add_argument("--keep", action="store_true", help="take all but autoencoder and diffusion model as they are")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--keep", action="store_true", help="take all but autoencoder and diffusion model as they are")
+    start.add_argument("--further", action="store_true", help="train the diffusion model of the repository on")
     parser.add_argument("--xl", action="store_true", help="then make the SDXL-shaped model as well")
     args = parser.parse_args()
+    if args.further and (args.work_dir / "vae_done.json").exists():
+        parser.error(f"--further needs another --work_dir: {args.work_dir} has an autoencoder of its own")
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    if args.keep:
-        keep(args.work_dir)
-    train({name: stage for name, stage in TRAINED.items() if not (args.keep and name in KEPT)}, args)
+    kept = KEPT_FURTHER if args.further else KEPT if args.keep else ()
+    if kept:
+        keep(args.work_dir, args.further)
+    train({name: stage for name, stage in TRAINED.items() if name not in kept}, args)
     run("calibrate.py", "--work_dir", str(args.work_dir))
     run("export.py", "--work_dir", str(args.work_dir), "--output", str(args.export_to))
     run("check.py", "--root", str(args.export_to), "--output", str(args.work_dir / "check"))
