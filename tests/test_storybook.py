@@ -272,12 +272,12 @@ def test_the_learning_rate_holds_and_falls():
 def small_world(tmp_path, monkeypatch) -> Path:
     """A work folder for a world of a few scenes, with an untrained tiny autoencoder, and the root's CLIP."""
     import common
-    from rebuild import keep
+    from rebuild import COPIED, keep
     from train_vae import build_vae
 
     for name in ("world", "world_held_out"):
         monkeypatch.setitem(common.SETS, name, (6, *common.SETS[name][1:]))
-    keep(tmp_path)
+    keep(tmp_path, COPIED)
     torch.manual_seed(0)
     build_vae((8, 8, 8, 8)).save_pretrained(tmp_path / "vae")
     return tmp_path
@@ -398,6 +398,8 @@ def test_the_diffusion_model_of_the_repository_is_trained_further(tmp_path, monk
     run(monkeypatch, rebuild, "--work_dir", str(tmp_path), "--further", "--steps", "7")
     further = "train_unet.py --steps 7 --initial unet_initial --seed 1"
     assert ran == [further, "calibrate.py", "export.py", "check.py"]
+    with pytest.raises(SystemExit):
+        run(monkeypatch, rebuild, "--work_dir", str(tmp_path), "--keep")
     for name in ("unet", "vae"):
         copy = tmp_path / {"unet": "unet_initial"}.get(name, name) / "diffusion_pytorch_model.safetensors"
         assert copy.read_bytes() == (tiny_models.REPOSITORY / name / copy.name).read_bytes()

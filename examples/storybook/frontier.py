@@ -243,10 +243,11 @@ def publish(args: argparse.Namespace, file: Path, name: str, report: Report, plo
     """
     if file.exists():
         table = read_table(file)
-        print(report(table))
         made_on = read_text(file.with_suffix(".md")).splitlines()[0]
+        text = f"{made_on}\n\n{report(table)}"
+        print(text)
         for folder in filter(None, (args.output_dir, args.results_dir)):
-            write_whole(folder / f"{name}.md", f"{made_on}\n\n{report(table)}")
+            write_whole(folder / f"{name}.md", text)
             plot(table, folder / f"{name}.png")
 
 

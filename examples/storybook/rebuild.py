@@ -43,14 +43,20 @@ TRAINED_XL = {
 }
 KEPT = ("clip_model", "clip_tuned", "guide", "emo_b", "emo_c", "clip_b", "clip_b_tuned")  # by --keep
 KEPT_FURTHER = (*KEPT, "vae", "vae_decoder")  # by --further
+# folder in the work folder -> the repository's that stands for it; the judges are read where they are
+COPIED = {
+    "tokenizer": "tokenizer",
+    "guide": "emotion_classifier",
+    "clip_model": "clip_model",
+    "clip_tuned": "clip_model",
+}
+COPIED_FURTHER = {**COPIED, "vae": "vae", "unet_initial": "unet"}
 
 
-def keep(work_dir: Path, further: bool = False, root: Path = HERE.parents[1]):
-    """Take from the repository what is not trained; the judges are there already."""
-    folders = {"tokenizer": "tokenizer", "guide": "emotion_classifier", "clip_model": "clip_model"}
-    folders |= {"clip_tuned": "clip_model"} | ({"vae": "vae", "unet_initial": "unet"} if further else {})
+def keep(work_dir: Path, folders: dict[str, str]):
+    """Take from the repository what is not trained."""
     for name, folder in folders.items():
-        shutil.copytree(root / folder, work_dir / name, dirs_exist_ok=True)
+        shutil.copytree(HERE.parents[1] / folder, work_dir / name, dirs_exist_ok=True)
 
 
 def run(stage: str, *options: str):
@@ -87,12 +93,19 @@ def main():
     start.add_argument("--further", action="store_true", help="train the diffusion model of the repository on")
     parser.add_argument("--xl", action="store_true", help="then make the SDXL-shaped model as well")
     args = parser.parse_args()
-    if args.further and (args.work_dir / "vae_done.json").exists():
-        parser.error(f"--further needs another --work_dir: {args.work_dir} has an autoencoder of its own")
+    other = args.work_dir / ("vae_done.json" if args.further else "unet_initial")
+    if other.exists():  # its latents and checkpoints are of another autoencoder
+        parser.error(
+            f"give another --work_dir: {other} is of a training {'without' if args.further else 'with'} --further"
+        )
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    kept = KEPT_FURTHER if args.further else KEPT if args.keep else ()
-    if kept:
-        keep(args.work_dir, args.further)
+    kept: tuple[str, ...] = ()
+    if args.further:
+        kept = KEPT_FURTHER
+        keep(args.work_dir, COPIED_FURTHER)
+    elif args.keep:
+        kept = KEPT
+        keep(args.work_dir, COPIED)
     train({name: stage for name, stage in TRAINED.items() if name not in kept}, args)
     run("calibrate.py", "--work_dir", str(args.work_dir))
     run("export.py", "--work_dir", str(args.work_dir), "--output", str(args.export_to))

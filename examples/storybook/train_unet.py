@@ -344,8 +344,9 @@ def main():
     )
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--xl", action="store_true", help="grow the trained network into an SDXL-shaped one")
-    parser.add_argument("--initial", help="name of the folder to start from, inside the work folder")
+    beginning = parser.add_mutually_exclusive_group()
+    beginning.add_argument("--xl", action="store_true", help="grow the trained network into an SDXL-shaped one")
+    beginning.add_argument("--initial", help="name of the folder to start from, inside the work folder")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     halves, clock = Halves(args.device, args.batch_size), Clock(args.save_minutes)
@@ -377,10 +378,10 @@ def main():
         grow(small, unet, sd_conditions.hidden(captions).flatten(0, 1), conditions.hidden(captions).flatten(0, 1))
         time_ids = [varied(picture, number)[1] for number, picture in enumerate(pictures[:VARIED])]
         time_ids_of, scenes = torch.tensor([TIME_IDS] * len(scenes) + time_ids), scenes + scenes[:VARIED]
+    elif args.initial:
+        unet = UNet2DConditionModel.from_pretrained(args.work_dir / args.initial).train()
     else:
         unet = build_unet(args.width, args.layers)
-        if args.initial:
-            unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.work_dir / args.initial).state_dict())
     unet.to(args.device, memory_format=torch.channels_last)
     unet.set_attn_processor(AttnProcessor())  # on a CPU the backward of the fused kernel is slow
     twin = copy.deepcopy(unet).to(torch.bfloat16) if args.bfloat16 else unet  # computes the gradients
