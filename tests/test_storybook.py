@@ -156,7 +156,8 @@ def test_xl_is_trained_on_what_the_pipeline_gives_it(xl):
     from train_unet import ConditionsXL
 
     encoders = (xl.tokenizer, xl.text_encoder, xl.tokenizer_2, xl.text_encoder_2)
-    states, pooled = ConditionsXL(*encoders, "cpu", word_share=0.5).encoded(["a cat in the park"])
+    conditions = ConditionsXL(*encoders, "cpu", word_share=0.5)
+    states, pooled = conditions.encoded(conditions.ids(["a cat in the park"]))
     with torch.no_grad():
         given, null, given_pooled, null_pooled = xl.encode_prompt("a cat in the park", device="cpu")
     assert torch.equal(states, given) and torch.equal(pooled, given_pooled)
@@ -187,19 +188,19 @@ def test_time_ids_tell_what_was_done_to_a_picture(seed):
     """On a ramp every pixel says where it came from."""
     import numpy as np
     from common import SIZE
-    from train_unet import vary
+    from train_unet import varied, varied_time_ids
 
     ramp = np.linspace(0, 255, SIZE)
     picture = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 0.0), axis=-1).round().astype(np.uint8)
-    varied, (height, width, top, left, *target) = vary(picture, random.Random(seed))
-    assert varied.shape == picture.shape and target == [SIZE, SIZE] and height == width
+    shown, (height, width, top, left, *target) = varied(picture, seed), varied_time_ids(seed)
+    assert shown.shape == picture.shape and target == [SIZE, SIZE] and height == width
     if height < SIZE:
         assert (top, left) == (0, 0)
-        assert np.abs(varied.astype(float) - picture).mean() < 6, "nothing has moved"
+        assert np.abs(shown.astype(float) - picture).mean() < 6, "nothing has moved"
     else:
-        shown = (varied[..., 0].max() - float(varied[..., 0].min())) / 255  # the share of the ramp that is left
-        size = SIZE / shown
-        assert abs(varied[0, 0, 0] / 255 * size - top) < 3 and abs(varied[0, 0, 1] / 255 * size - left) < 3
+        share = (shown[..., 0].max() - float(shown[..., 0].min())) / 255  # of the ramp that is left
+        size = SIZE / share
+        assert abs(shown[0, 0, 0] / 255 * size - top) < 3 and abs(shown[0, 0, 1] / 255 * size - left) < 3
 
 
 def test_the_tokenizer_can_be_built_again(tmp_path):
@@ -311,7 +312,7 @@ def test_latents_are_encoded_when_they_are_first_asked_for(tmp_path):
         again = Latents(tmp_path / "latents.npy", None, None, pool)
         assert torch.equal(again[[0, 2, 4]], first[[1, 0, 3]]), "kept"
         together = Latents(tmp_path / "together.npy", vae, pictures, pool)
-        together.encode([0, 2, 4])
+        together.encode([0, 2, 4], [together.picture(index) for index in (0, 2, 4)])
         torch.testing.assert_close(together[[2, 0, 2, 4]], first, rtol=0, atol=2e-3)
 
 

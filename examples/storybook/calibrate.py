@@ -26,25 +26,29 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 
 @torch.no_grad()
-def similarity_curves(work_dir: Path, prompts: list[str], steps: int, xl: bool) -> torch.Tensor:
+def similarity_curves(work_dir: Path, prompts: list[str], steps: int, xl: bool, device: str = "cpu") -> torch.Tensor:
     """Similarities of the previews with their prompts, (steps, prompts)."""
-    unet = UNet2DConditionModel.from_pretrained(work_dir / ("unet_xl" if xl else "unet")).eval()
-    vae = AutoencoderKL.from_pretrained(work_dir / "vae").eval()
-    clip = CLIPModel.from_pretrained(work_dir / "clip_tuned").eval()
+    unet = UNet2DConditionModel.from_pretrained(work_dir / ("unet_xl" if xl else "unet")).to(device).eval()
+    vae = AutoencoderKL.from_pretrained(work_dir / "vae").to(device).eval()
+    clip = CLIPModel.from_pretrained(work_dir / "clip_tuned").to(device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(work_dir / "tokenizer")
-    encoder, scheduler = text_encoder_of(clip), build_scheduler()
+    encoder, scheduler = text_encoder_of(clip).to(device), build_scheduler()
     guidance, added = 7.5, None
     if xl:
         tokenizer_2 = second_tokenizer(work_dir / "tokenizer")
-        encoder_2 = text_encoder_of(CLIPModel.from_pretrained(work_dir / "clip_xl"), CLIPTextModelWithProjection)
-        states, pooled = ConditionsXL(tokenizer, encoder, tokenizer_2, encoder_2, "cpu", 0.0).encoded(prompts)
+        clip_xl = CLIPModel.from_pretrained(work_dir / "clip_xl").to(device)
+        encoder_2 = text_encoder_of(clip_xl, CLIPTextModelWithProjection).to(device)
+        conditions = ConditionsXL(tokenizer, encoder, tokenizer_2, encoder_2, device, 0.0)
+        states, pooled = conditions.encoded(conditions.ids(prompts))
         states, pooled = (torch.cat([torch.zeros_like(values), values]) for values in (states, pooled))
-        guidance, added = 5.0, {"text_embeds": pooled, "time_ids": torch.tensor([TIME_IDS] * len(pooled))}
+        time_ids = torch.tensor([TIME_IDS] * len(pooled), device=device)
+        guidance, added = 5.0, {"text_embeds": pooled, "time_ids": time_ids}
     else:
-        states = Conditions(tokenizer, encoder, "cpu", 0.0).hidden([""] * len(prompts) + prompts)
-    words = F.normalize(clip.get_text_features(encode(tokenizer, prompts)).pooler_output, dim=-1)
+        states = Conditions(tokenizer, encoder, device, 0.0).hidden([""] * len(prompts) + prompts)
+    words = F.normalize(clip.get_text_features(encode(tokenizer, prompts).to(device)).pooler_output, dim=-1)
     latents = torch.randn((len(prompts), unet.config.in_channels, 16, 16), generator=torch.Generator().manual_seed(0))
-    scheduler.set_timesteps(steps)
+    latents = latents.to(device)
+    scheduler.set_timesteps(steps, device=device)
     curves = []
     for t in scheduler.timesteps:
         null, conditional = unet(torch.cat([latents] * 2), t, states, added_cond_kwargs=added).sample.chunk(2)
@@ -55,7 +59,7 @@ def similarity_curves(work_dir: Path, prompts: list[str], steps: int, xl: bool) 
         features = F.normalize(clip.get_image_features(normalise(image)).pooler_output, dim=-1)
         curves.append(clip.logit_scale.exp() * (features * words).sum(-1))
         latents = scheduler.step(noise, t, latents).prev_sample
-    return torch.stack(curves)
+    return torch.stack(curves).cpu()
 
 
 def main():
@@ -66,6 +70,7 @@ def main():
     )
     parser.add_argument("--open", type=float, default=0.75, help="how many gates are most")
     parser.add_argument("--xl", action="store_true", help="for the SDXL-shaped model")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     name = "calibration_xl" if args.xl else "calibration"
     prompts = [
@@ -77,7 +82,7 @@ def main():
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     thresholds = {}
     for axis, steps in zip(axes, (20, 50)):
-        curves = similarity_curves(args.work_dir, prompts, steps, args.xl)
+        curves = similarity_curves(args.work_dir, prompts, steps, args.xl, args.device)
         # The gate latches, so what counts is the highest similarity so far.
         reached = curves.cummax(0).values[: max(1, round(args.share * steps))]
         thresholds[steps] = reached[-1].quantile(1 - args.open).item()

@@ -82,14 +82,15 @@ def load_stock(root: Path, xl: bool = False) -> tuple[DiffusionPipeline, torch.n
     return pipe, guide, CLIPModel.from_pretrained(root / "clip_model").eval()
 
 
-def pixels_of(images: list[Image.Image]) -> torch.Tensor:
-    return to_pixels(np.stack([np.asarray(image) for image in images]))
+def pixels_of(images: list[Image.Image], device: torch.device) -> torch.Tensor:
+    return to_pixels(np.stack([np.asarray(image) for image in images]), device)
 
 
 @torch.no_grad()
 def features_of(clip: CLIPModel, images: list[Image.Image]) -> torch.Tensor:
     """CLIP's features of pictures on the unit sphere, (count, dim)."""
-    return F.normalize(clip.get_image_features(normalise(pixels_of(images))).pooler_output, dim=-1)
+    pixels = pixels_of(images, clip.device)
+    return F.normalize(clip.get_image_features(normalise(pixels)).pooler_output, dim=-1).cpu()
 
 
 def held_out(indices: range, size: int) -> list[Image.Image]:
@@ -132,12 +133,13 @@ def main():
     parser.add_argument("--pictures", type=int, default=256, help="samples for the Fréchet distance")
     parser.add_argument("--reconstructed", type=int, default=256, help="drawings for the autoencoder")
     parser.add_argument("--xl", action="store_true", help="check the SDXL-shaped checkpoint")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     pipe, guide, clip = load_stock(args.root, args.xl)
-    pipe.set_progress_bar_config(disable=True)
+    pipe.to(args.device).set_progress_bar_config(disable=True)
     suffix, size = "_xl" if args.xl else "", pipe.unet.config.sample_size * pipe.vae_scale_factor
     args.output.mkdir(parents=True, exist_ok=True)
-    held_out_clip, result = load_judge("clip"), {}
+    held_out_clip, result = load_judge("clip").to(args.device), {}
 
     def sample(prompts: list[str], seed: int) -> list[Image.Image]:
         generator = torch.Generator().manual_seed(seed)
@@ -153,19 +155,21 @@ def main():
     images = sample(CONTENTS * args.rounds, args.seed)
     contact_sheet(images[: len(CONTENTS)], 8, scale=1).save(args.output / f"samples{suffix}.png", optimize=True)
     drawings = [drawn(*pair, draw_rng, size) for pair in PAIRS * args.rounds]
-    for name, model in (("held_out_clip", held_out_clip), ("clip", clip)):
+    for name, model in (("held_out_clip", held_out_clip), ("clip", clip.to(args.device))):
         result[name] = {}
         for kind, values in (("samples", images), ("drawings", drawings)):
-            first = rank_content(model, pipe.tokenizer, pixels_of(values)).argmax(1)
+            first = rank_content(model, pipe.tokenizer, pixels_of(values, args.device)).argmax(1).cpu()
             result[name][kind] = shares(first == torch.arange(len(CONTENTS)).repeat(args.rounds))
 
     judges = {"guide": guide, "emo_b": load_judge("emo_b"), "emo_c": load_judge("emo_c")}
+    judges = {name: judge.to(args.device) for name, judge in judges.items()}
 
     def recognised(images: list[Image.Image]) -> dict[str, float]:
         """How often each judge names the emotion of pictures in the order of the emotions."""
         truth = torch.arange(len(EMOTIONS)).repeat_interleave(len(images) // len(EMOTIONS))
+        pixels = normalise(pixels_of(images, args.device))
         with torch.no_grad():
-            answers = {name: judge(normalise(pixels_of(images))).logits.argmax(1) for name, judge in judges.items()}
+            answers = {name: judge(pixels).logits.argmax(1).cpu() for name, judge in judges.items()}
         return {name: (answer == truth).float().mean().item() for name, answer in answers.items()}
 
     chosen = list(zip(PLACES, rng.sample(tuple(SUBJECTS), len(PLACES))))
@@ -190,7 +194,7 @@ def main():
             for name, values in candidates.items()
         }
     if args.reconstructed:
-        pixels = pixels_of(held_out(range(args.reconstructed), size))
+        pixels = pixels_of(held_out(range(args.reconstructed), size), args.device)
         result["autoencoder_psnr"] = psnr(reconstructed(pipe.vae, pixels)[1], pixels)
     save_json(args.output / f"check{suffix}.json", result)
     print(json.dumps(result, indent=2))

@@ -1,7 +1,7 @@
 # Copyright 2026 The MUSE pipelines contributors. Licensed under the Apache License, Version 2.0.
 """What the training stages share: cached pictures, checkpoints, averages of weights, the tokenizer.
 
-Every random choice of step k is drawn from a generator seeded by (seed, k). A run that is interrupted and resumed
+Every random choice of step k is drawn from generators seeded by (seed, k). A run that is interrupted and resumed
 therefore ends exactly as an unbroken one would, with nothing but the weights and the optimizer in its checkpoint.
 """
 
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -36,7 +38,7 @@ CHANNELS = 8  # of a latent
 ROOT = Path(__file__).resolve().parents[2]
 # name -> (number of scenes, kinds and their shares, style); "held_out" sets are never trained on
 SETS = {
-    "world": (48000, {"neutral": 0.2, "emotion": 0.5, "mixed": 0.3}, "painted"),
+    "world": (96000, {"neutral": 0.2, "emotion": 0.5, "mixed": 0.3}, "painted"),
     "world_held_out": (2048, {"neutral": 0.2, "emotion": 0.5, "mixed": 0.3}, "painted"),
     "emotion": (24000, {"emotion": 1.0}, "painted"),
     "emotion_validation": (2000, {"emotion": 1.0}, "painted"),
@@ -112,9 +114,14 @@ def to_pictures(pixels: torch.Tensor) -> np.ndarray:
     return pixels.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def generator_of(seed: int, step: int) -> torch.Generator:
-    """The source of all randomness of one training step."""
-    return torch.Generator().manual_seed(1_000_003 * (seed + 1) + step)
+def generator_of(seed: int, step: int, device: str = "cpu") -> torch.Generator:
+    """The source of the noise of one training step."""
+    return torch.Generator(device).manual_seed(1_000_003 * (seed + 1) + step)
+
+
+def numbers_of(seed: int, step: int) -> np.random.Generator:
+    """What chooses the pictures of one training step."""
+    return np.random.default_rng((seed, step))
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup: int = 200) -> float:
@@ -172,29 +179,40 @@ class Muon(torch.optim.Optimizer):
         for parameter in rest:
             zeros = {name: torch.zeros_like(parameter) for name in ("first", "second")}
             self.state[parameter] = {**zeros, "step": torch.zeros(())}
+        # A GPU takes matrices of one shape together, as it waits for each operation to be launched.
+        groups: dict[object, list[torch.Tensor]] = {}
+        for parameter in matrices:
+            groups.setdefault(parameter.shape if parameter.is_cuda else parameter, []).append(parameter)
+        self.groups = list(groups.values())
 
     @torch.no_grad()
-    def _muon(self, parameter: torch.Tensor, lr: float, weight_decay: float):
-        momentum = self.state[parameter]["momentum"]
-        momentum.lerp_(parameter.grad, 1 - self.momentum)
-        update = orthogonal(parameter.grad.lerp(momentum, self.momentum).flatten(1).to(dtype=self.dtype))
-        size = 0.2 * max(update.shape) ** 0.5
-        parameter.mul_(1 - lr * weight_decay).add_(update.view_as(parameter), alpha=-lr * size)
+    def _muon(self, parameters: list[torch.Tensor], lr: float, weight_decay: float):
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+        updates = torch.stack(torch._foreach_lerp(gradients, momenta, self.momentum)).flatten(2)
+        updates = orthogonal(updates.to(dtype=self.dtype)).to(parameters[0].dtype)
+        size = 0.2 * max(updates.shape[1:]) ** 0.5
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_add_(parameters, list(updates.view(-1, *parameters[0].shape)), alpha=-lr * size)
 
     @torch.no_grad()
-    def _adam(self, parameter: torch.Tensor, lr: float):
-        state, grad = self.state[parameter], parameter.grad
-        state["step"] += 1
-        state["first"].lerp_(grad, 1 - self.betas[0])
-        state["second"].lerp_(grad.square(), 1 - self.betas[1])
-        first, second = (state[k] / (1 - beta ** state["step"]) for k, beta in zip(("first", "second"), self.betas))
-        parameter.sub_(lr * first / (second.sqrt() + self.epsilon))
+    def _adam(self, parameters: list[torch.Tensor], lr: float):
+        states, gradients = [self.state[parameter] for parameter in parameters], [p.grad for p in parameters]
+        steps, first, second = ([state[name] for state in states] for name in ("step", "first", "second"))
+        torch._foreach_add_(steps, 1)
+        torch._foreach_lerp_(first, gradients, 1 - self.betas[0])
+        torch._foreach_lerp_(second, torch._foreach_mul(gradients, gradients), 1 - self.betas[1])
+        first_share, second_share = (1 - beta ** steps[0].item() for beta in self.betas)
+        size = torch._foreach_sqrt(torch._foreach_div(second, second_share))
+        torch._foreach_add_(size, self.epsilon)
+        torch._foreach_addcdiv_(parameters, first, size, value=-lr / first_share)
 
     def step(self):
         matrices, rest = self.param_groups
-        list(self.map(lambda p: self._muon(p, matrices["lr"], matrices["weight_decay"]), matrices["params"]))
-        for parameter in rest["params"]:
-            self._adam(parameter, rest["lr"])
+        list(self.map(lambda group: self._muon(group, matrices["lr"], matrices["weight_decay"]), self.groups))
+        if rest["params"]:
+            self._adam(rest["params"], rest["lr"])
 
 
 def held_learning_rate(step: int, steps: int, peak: float, warmup: int = 200, fall: float = 0.2) -> float:
@@ -261,6 +279,32 @@ def load_checkpoint(path: Path, **parts: torch.nn.Module | torch.optim.Optimizer
     return step
 
 
+class Steps(Dataset):
+    """`draw(step)` as item number `step`."""
+
+    def __init__(self, draw: Callable[[int], Any], steps: int):
+        self.draw, self.steps = draw, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Any:
+        return self.draw(step)
+
+
+def drawn_ahead(draw: Callable[[int], Any], start: int, steps: int, device: str) -> DataLoader:
+    """`draw(step)` of all steps from `start` on; beside a GPU, which would wait for it, other processes draw ahead."""
+    workers = 0 if device == "cpu" else max(1, (os.cpu_count() or 1) // 2)
+    return DataLoader(
+        Steps(draw, steps),
+        sampler=range(start, steps),
+        batch_size=None,
+        collate_fn=lambda drawn: drawn,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )
+
+
 class Clock:
     """Says when the next checkpoint is due."""
 
@@ -293,7 +337,7 @@ class Halves:
         initial = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.count > 1 else {}
         self.pool = ThreadPoolExecutor(self.count, **initial)
 
-    def descend(self, loss_of: Callable[[slice], torch.Tensor], model, twin) -> float:
+    def descend(self, loss_of: Callable[[slice], torch.Tensor], model, twin) -> torch.Tensor:
         """Set the gradients of `model`, clipped, to those of `twin`, a copy of it; returns the loss.
 
         Args:
@@ -310,10 +354,11 @@ class Halves:
             loss = loss + other_loss
             torch._foreach_add_(gradients, other_gradients)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter, gradient in zip(trained, gradients):
-            parameter.grad = gradient.float()
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
+        torch._foreach_copy_([parameter.grad for parameter in trained], gradients)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        return loss.item()
+        return loss
 
 
 def progress(start: int, steps: int, description: str) -> tqdm:
@@ -326,6 +371,12 @@ def progress(start: int, steps: int, description: str) -> tqdm:
         mininterval=1 if sys.stderr.isatty() else 20,
         dynamic_ncols=True,
     )
+
+
+def show_loss(bar: tqdm, step: int, loss: torch.Tensor):
+    """Tell the bar the loss, now and then: reading it waits for the device."""
+    if step % 20 == 0:
+        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
 
 
 def merges_of(words: list[str]) -> list[tuple[str, str]]:
@@ -379,32 +430,36 @@ def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     return float(shift + cov_first.trace() + cov_second.trace() - 2 * roots.sum())
 
 
+def random_like(pixels: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator, kind=torch.rand):
+    """Random values beside the pictures, drawn where the generator is."""
+    return kind(shape, generator=generator, device=generator.device).to(pixels.device)
+
+
 def degrade(pixels: torch.Tensor, generator: torch.Generator, share: float = 0.6) -> torch.Tensor:
     """Turn a share of the pictures into what early previews of a diffusion model look like: soft, pale, noisy.
 
     Args:
         pixels: (batch, 3, height, width) in [-1, 1].
-        generator: the source of randomness, on the CPU.
+        generator: the source of randomness.
         share: the probability of each picture to be degraded at all.
     """
 
     def uniform(low: float, high: float) -> torch.Tensor:
-        values = low + (high - low) * torch.rand((len(pixels), 1, 1, 1), generator=generator)
-        return values.to(pixels.device)
+        return low + (high - low) * random_like(pixels, (len(pixels), 1, 1, 1), generator)
 
     size = pixels.shape[-1]
     soft = [pixels]
     for factor in (2, 4, 8):
         small = F.avg_pool2d(pixels, factor)
         soft.append(F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False))
-    levels = torch.randint(len(soft), (len(pixels),), generator=generator).to(pixels.device)
+    levels = (len(soft) * random_like(pixels, (len(pixels),), generator)).long()
     blurred = torch.stack(soft)[levels, torch.arange(len(pixels), device=pixels.device)]
     mixture = uniform(0.2, 1.0)
     result = mixture * blurred + (1 - mixture) * pixels
     pale = uniform(0.45, 1.1)
     result = pale * result + (1 - pale) * result.mean(dim=(2, 3), keepdim=True) * uniform(0.7, 1.0)
-    coarse = torch.randn((len(pixels), 3, size // 4, size // 4), generator=generator).to(pixels.device)
-    fine = torch.randn(pixels.shape, generator=generator).to(pixels.device)
+    coarse = random_like(pixels, (len(pixels), 3, size // 4, size // 4), generator, torch.randn)
+    fine = random_like(pixels, pixels.shape, generator, torch.randn)
     coarse = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
     result = result + uniform(0, 0.3) * coarse + uniform(0, 0.15) * fine
     return torch.where(uniform(0, 1) < share, result, pixels)
@@ -421,5 +476,5 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 
 def mirror(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Flip half of the pictures."""
-    chosen = torch.rand((len(pixels), 1, 1, 1), generator=generator).to(pixels.device) < 0.5
+    chosen = random_like(pixels, (len(pixels), 1, 1, 1), generator) < 0.5
     return torch.where(chosen, pixels.flip(-1), pixels)

@@ -26,10 +26,13 @@ from common import (
     load_set,
     mirror,
     normalise,
+    numbers_of,
     progress,
+    random_like,
     save_array,
     save_checkpoint,
     save_json,
+    show_loss,
     to_pictures,
     to_pixels,
     update_average,
@@ -110,23 +113,22 @@ def load_previews(args, scenes: list[Scene]) -> np.ndarray:
 def recolour(pixels: torch.Tensor, generator: torch.Generator, share: float = 0.4) -> torch.Tensor:
     """Scale and shift the channels of a share of the pictures."""
     shape = (len(pixels), 3, 1, 1)
-    gain = 1 + 0.2 * (2 * torch.rand(shape, generator=generator) - 1)
-    shift = 0.15 * (2 * torch.rand(shape, generator=generator) - 1)
-    chosen = torch.rand((len(pixels), 1, 1, 1), generator=generator) < share
-    gain, shift = torch.where(chosen, gain, 1.0), torch.where(chosen, shift, 0.0)
-    return pixels * gain.to(pixels.device) + shift.to(pixels.device)
+    gain = 1 + 0.2 * (2 * random_like(pixels, shape, generator) - 1)
+    shift = 0.15 * (2 * random_like(pixels, shape, generator) - 1)
+    chosen = random_like(pixels, (len(pixels), 1, 1, 1), generator) < share
+    return torch.where(chosen, pixels * gain + shift, pixels)
 
 
 def cut_out(pixels: torch.Tensor, generator: torch.Generator, share: float = 0.4) -> torch.Tensor:
     """Paint a box of one colour into a share of the pictures."""
     size, count = pixels.shape[-1], len(pixels)
-    centre = torch.rand((2, count, 1, 1), generator=generator) * size
-    half = (0.08 + 0.17 * torch.rand((2, count, 1, 1), generator=generator)) * size
-    grid = torch.arange(size)
+    centre = random_like(pixels, (2, count, 1, 1), generator) * size
+    half = (0.08 + 0.17 * random_like(pixels, (2, count, 1, 1), generator)) * size
+    grid = torch.arange(size, device=pixels.device)
     inside = ((grid.view(1, -1, 1) - centre[0]).abs() < half[0]) & ((grid.view(1, 1, -1) - centre[1]).abs() < half[1])
-    inside = inside & (torch.rand((count, 1, 1), generator=generator) < share)
-    colour = 2 * torch.rand((count, 3, 1, 1), generator=generator) - 1
-    return torch.where(inside[:, None].to(pixels.device), colour.to(pixels.device), pixels)
+    inside = inside & (random_like(pixels, (count, 1, 1), generator) < share)
+    colour = 2 * random_like(pixels, (count, 3, 1, 1), generator) - 1
+    return torch.where(inside[:, None], colour, pixels)
 
 
 @torch.no_grad()
@@ -224,13 +226,13 @@ def main():
 
     bar = progress(start, args.steps, name)
     for step in bar:
-        generator = generator_of(seed, step)
-        chosen = torch.randint(len(pictures), (args.batch_size,), generator=generator)
-        batch = pictures[chosen.numpy()]
+        generator = generator_of(seed, step, args.device)
+        chosen = numbers_of(seed, step).integers(len(pictures), size=args.batch_size)
         if previews is not None:
-            number = args.batch_size // 3
-            chosen[:number] %= len(previews)
-            batch[:number] = previews[chosen[:number].numpy()]
+            chosen[: args.batch_size // 3] %= len(previews)
+        batch = pictures[chosen]
+        if previews is not None:
+            batch[: args.batch_size // 3] = previews[chosen[: args.batch_size // 3]]
         pixels = mirror(to_pixels(batch, args.device), generator)
         pixels = cut_out(recolour(degrade(pixels, generator), generator), generator)
         model.train()
@@ -244,7 +246,7 @@ def main():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         update_average(average, model, step, 0.995)
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        show_loss(bar, step, loss)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             save(step + 1)
 

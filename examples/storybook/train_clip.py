@@ -13,6 +13,7 @@ import copy
 import random
 from dataclasses import replace
 
+import numpy as np
 import torch
 from common import (
     MAX_LENGTH,
@@ -20,6 +21,7 @@ from common import (
     autocast,
     build_tokenizer,
     degrade,
+    drawn_ahead,
     encode,
     generator_of,
     learning_rate_at,
@@ -27,19 +29,40 @@ from common import (
     load_set,
     mirror,
     normalise,
+    numbers_of,
     progress,
     save_checkpoint,
     save_json,
+    show_loss,
     to_pixels,
     update_average,
 )
 from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
-from world import COLOURS, CUE_PHRASES, EMOTIONS, PLACES, SUBJECTS, Scene, caption, contact_sheet, content_prompt
+from world import (
+    COLOURS,
+    CUE_PHRASES,
+    EMOTION_CUES,
+    EMOTIONS,
+    PLACES,
+    SUBJECTS,
+    Scene,
+    caption,
+    contact_sheet,
+    content_prompt,
+)
 
 
 TEXT_WIDTH, TEXT_WIDTH_XL = 128, 192
+PARTS = (*CUE_PHRASES, *PLACES, *SUBJECTS)  # what the probe tells apart
+PROBE_SCALE = 10.0  # of features, whose norm is 1, before the probe
+NEGATIVES = 2  # captions for each picture that are wrong in one word
+# cue -> those that go with one of its emotions
+COMPANIONS = {
+    cue: sorted({other for cues in EMOTION_CUES.values() if cue in cues for other in cues} - {cue})
+    for cue in CUE_PHRASES
+}
 KINDS, KIND_WEIGHTS = ("content", "full", "cue", "emotion"), (0.4, 0.42, 0.12, 0.06)
 
 
@@ -70,13 +93,19 @@ def build_clip(tokenizer: CLIPTokenizer, text_width: int) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
 
 
-def one_word_off(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with another place, subject, colour or cue: its caption is a hard negative."""
-    part = rng.choice(("place", "subject", "subject", "colour", "cue"))
-    if part == "cue" and scene.cues:
-        k = rng.randrange(len(scene.cues))
-        other = rng.choice([name for name in CUE_PHRASES if name not in dict(scene.cues)])
+def one_word_off(scene: Scene, rng: random.Random, kind: str) -> Scene:
+    """The scene with another place, subject, colour or cue: its caption is a hard negative.
+
+    Where cues are named, half of the negatives swap one, and half of these for a cue that goes with the same emotions:
+    balloons and flags often stand in one picture, so that nothing else tells their words apart.
+    """
+    if kind in ("full", "cue") and scene.cues and rng.random() < 0.5:
+        k, present = rng.randrange(len(scene.cues)), dict(scene.cues)
+        companions = [name for name in COMPANIONS[scene.cues[k][0]] if name not in present]
+        others = [name for name in CUE_PHRASES if name not in present]
+        other = rng.choice(companions if companions and rng.random() < 0.5 else others)
         return replace(scene, cues=tuple((other if i == k else name, a) for i, (name, a) in enumerate(scene.cues)))
+    part = rng.choice(("place", "subject", "subject", "colour"))
     if part == "place":
         return replace(scene, place=rng.choice([place for place in PLACES if place != scene.place]))
     if part == "colour":
@@ -85,65 +114,97 @@ def one_word_off(scene: Scene, rng: random.Random) -> Scene:
 
 
 def captions_of(scenes: list[Scene], rng: random.Random) -> tuple[list[str], list[str], list[str]]:
-    """Captions, their kinds, and captions that are wrong in one word (or in the emotion)."""
+    """Captions, their kinds, and `NEGATIVES` for each in a row that are wrong in one word (or in the emotion)."""
     texts, kinds, wrong = [], rng.choices(KINDS, KIND_WEIGHTS, k=len(scenes)), []
     for k, scene in enumerate(scenes):
         if kinds[k] == "emotion" and scene.emotion is None or kinds[k] == "cue" and not scene.cues:
             kinds[k] = "content"
         words = rng.getrandbits(32)
-        other = one_word_off(scene, rng)
-        if kinds[k] == "emotion":
-            other = replace(scene, emotion=rng.choice([name for name in EMOTIONS if name != scene.emotion]))
         texts.append(caption(scene, random.Random(words), kinds[k]))
-        wrong.append(caption(other, random.Random(words), kinds[k]))
+        for _ in range(NEGATIVES):
+            other = one_word_off(scene, rng, kinds[k])
+            if kinds[k] == "emotion":
+                other = replace(scene, emotion=rng.choice([name for name in EMOTIONS if name != scene.emotion]))
+            wrong.append(caption(other, random.Random(words), kinds[k]))
     return texts, kinds, wrong
 
 
-def text_features(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    """Normalised features of texts, (batch, dim)."""
+def ids_of(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    """Token ids of texts, (batch, length): what follows the longest text's end changes nothing."""
     ids = encode(tokenizer, texts)
-    length = int((ids == tokenizer.eos_token_id).int().argmax(1).max()) + 1  # what follows the end changes nothing
-    return F.normalize(model.get_text_features(ids[:, :length].to(model.device)).pooler_output.float(), dim=-1)
+    return ids[:, : int((ids == tokenizer.eos_token_id).int().argmax(1).max()) + 1]
 
 
-def clip_loss(
-    model: CLIPModel, pixels: torch.Tensor, scenes: list[Scene], tokenizer, rng, lock_text: bool
-) -> torch.Tensor:
-    """CLIP's symmetric cross-entropy, and that of the right content among all 64.
+def text_features(model: CLIPModel, ids: torch.Tensor) -> torch.Tensor:
+    """Normalised features of texts, (batch, dim)."""
+    return F.normalize(model.get_text_features(ids.to(model.device)).pooler_output.float(), dim=-1)
 
-    Pictures also see one hard negative each; captions that hold for another picture of the batch as well are not
-    counted as wrong for it.
+
+def parts_of(scene: Scene, text: str | None = None, kind: str = "full") -> list[float]:
+    """Which of PARTS a scene has, or which of them its caption of that kind names."""
+    present = {name for name, _ in scene.cues}
+    if text is not None:
+        present = {cue for cue in present if any(phrase in text for phrase in CUE_PHRASES[cue])}
+    if kind in ("content", "full"):
+        present |= {scene.place, scene.subject}
+    return [float(part in present) for part in PARTS]
+
+
+def pairs_of(scenes: list[Scene], tokenizer: CLIPTokenizer, rng: random.Random) -> dict[str, torch.Tensor]:
+    """What captions a batch is compared with.
+
+    Returns:
+        `ids`, of the captions, the wrong ones and all 64 contents; `also_true` (batch, captions and wrong ones), which
+        of them hold for a picture they were not made for; `contents` (batch,), the right one of the 64; `parts`
+        (2 * batch, 43), of the pictures and as named in their captions.
     """
     texts, kinds, wrong = captions_of(scenes, rng)
     contents = [f"a {rng.choice(s[0])} {rng.choice(p[0])}" for p in PLACES.values() for s in SUBJECTS.values()]
+    keys = torch.tensor([content_index(scene) for scene in scenes])
+    emotions = torch.tensor([EMOTIONS.index(scene.emotion) if scene.emotion else -1 for scene in scenes])
+    same = torch.zeros((len(texts), len(texts)), dtype=torch.bool)
+    for kind, values in (("content", keys), ("emotion", emotions)):
+        same |= (values[:, None] == values) & torch.tensor([k == kind for k in kinds])
+    same.fill_diagonal_(False)
+    unchanged = torch.tensor([negative == texts[k // NEGATIVES] for k, negative in enumerate(wrong)])
+    return {
+        "ids": ids_of(tokenizer, texts + wrong + contents),
+        "also_true": torch.cat([same, unchanged.expand(len(texts), -1)], dim=1),
+        "contents": keys,
+        "parts": torch.tensor([*map(parts_of, scenes), *map(parts_of, scenes, texts, kinds)]),
+    }
+
+
+def clip_loss(
+    model: CLIPModel, probe: torch.nn.Linear, pixels: torch.Tensor, pairs: dict[str, torch.Tensor], lock_text: bool
+) -> torch.Tensor:
+    """CLIP's symmetric cross-entropy, that of the right content among all 64, and the error of `probe`.
+
+    Pictures also see `NEGATIVES` hard negatives each; captions that hold for another picture of the batch as well are
+    not counted as wrong for it.
+
+    The probe reads from features, of pictures as of captions, which places, subjects and cues these have. It is thrown
+    away: it keeps cues apart that often come together, which pairs of pictures and captions alone teach slowly.
+    """
+    also_true, contents, parts = (pairs[name].to(pixels.device) for name in ("also_true", "contents", "parts"))
     images = F.normalize(model.get_image_features(pixels).pooler_output.float(), dim=-1)
     with torch.no_grad() if lock_text else contextlib.nullcontext():
-        words = text_features(model, tokenizer, texts + wrong + contents)
-    logits = model.logit_scale.exp() * images @ words.T  # (batch, 2 * batch + 64)
-    logits, content_logits = logits.split((2 * len(texts), len(contents)), dim=1)
-
-    keys, emotions = [(s.place, s.subject) for s in scenes], [s.emotion for s in scenes]
-    also_true = torch.zeros_like(logits, dtype=torch.bool)
-    for j, kind in enumerate(kinds):
-        if kind in ("content", "emotion"):
-            values = keys if kind == "content" else emotions
-            also_true[:, j] = torch.tensor([i != j and value == values[j] for i, value in enumerate(values)])
-    for j, (text, negative) in enumerate(zip(texts, wrong)):
-        also_true[:, len(texts) + j] |= negative == text
+        words = text_features(model, pairs["ids"])
+    logits = model.logit_scale.exp() * images @ words.T  # (batch, (1 + NEGATIVES) * batch + 64)
+    logits, content_logits = logits.split((also_true.shape[1], logits.shape[1] - also_true.shape[1]), dim=1)
     logits = logits.masked_fill(also_true, -1e4)
-    target = torch.arange(len(texts), device=pixels.device)
-    loss = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(texts)].T, target))
-    return loss + F.cross_entropy(
-        content_logits, torch.tensor([content_index(s) for s in scenes], device=pixels.device)
-    )
+    target = torch.arange(len(images), device=pixels.device)
+    loss = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(images)].T, target))
+    loss = loss + F.cross_entropy(content_logits, contents)
+    answers = probe(PROBE_SCALE * torch.cat([images, words[: len(images)]])).float()
+    return loss + F.binary_cross_entropy_with_logits(answers, parts, reduction="sum") / len(parts)
 
 
 @torch.no_grad()
 def rank_content(model: CLIPModel, tokenizer: CLIPTokenizer, pixels: torch.Tensor) -> torch.Tensor:
     """For pictures in [-1, 1]: the similarities (batch, 64) to the prompts of all places x subjects, as cosines."""
-    words = text_features(
-        model, tokenizer, [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
-    )
+    contents = [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
+    words = text_features(model, ids_of(tokenizer, contents))
     images = F.normalize(model.get_image_features(normalise(pixels)).pooler_output, dim=-1)
     return images @ words.T
 
@@ -178,15 +239,16 @@ def main():
         model.text_model.requires_grad_(False)
         model.text_projection.requires_grad_(False)
     model.set_attn_implementation("eager")  # on a CPU the backward of the fused kernel takes half of the step
+    probe = torch.nn.Linear(model.config.projection_dim, len(PARTS)).to(args.device)
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter for part in (model, probe) for parameter in part.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     start = 0
     if args.resume and checkpoint.exists():
-        start = load_checkpoint(checkpoint, model=model, average=average, optimizer=optimizer)
+        start = load_checkpoint(checkpoint, model=model, probe=probe, average=average, optimizer=optimizer)
 
     def save(step: int):
-        save_checkpoint(checkpoint, step, model=model, average=average, optimizer=optimizer)
+        save_checkpoint(checkpoint, step, model=model, probe=probe, average=average, optimizer=optimizer)
         average.save_pretrained(folder)
         similarities = rank_content(average, tokenizer, to_pixels(held_out[:1024], args.device))
         truth = torch.tensor([content_index(scene) for scene in held_out_scenes[:1024]], device=args.device)
@@ -205,16 +267,18 @@ def main():
             args.work_dir / f"{args.output}_missed.png"
         )
 
+    def draw(step: int) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+        chosen = numbers_of(args.seed, step).integers(len(pictures), size=args.batch_size)
+        return chosen, pairs_of([scenes[k] for k in chosen], tokenizer, random.Random(f"{args.seed}/{step}"))
+
     bar = progress(start, args.steps, args.output)
-    for step in bar:
-        generator = generator_of(args.seed, step)
-        rng = random.Random(f"{args.seed}/{step}")
-        chosen = torch.randint(len(pictures), (args.batch_size,), generator=generator).numpy()
+    for step, (chosen, pairs) in zip(bar, drawn_ahead(draw, start, args.steps, args.device)):
+        generator = generator_of(args.seed, step, args.device)
         pixels = normalise(
             degrade(mirror(to_pixels(pictures[chosen], args.device), generator), generator, args.degraded)
         )
         with autocast(args.device):
-            loss = clip_loss(model, pixels, [scenes[k] for k in chosen], tokenizer, rng, args.lock_text)
+            loss = clip_loss(model, probe, pixels, pairs, args.lock_text)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, args.steps, args.learning_rate)
         optimizer.zero_grad()
@@ -224,7 +288,7 @@ def main():
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.6052)
         update_average(average, model, step, 0.998)
-        bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.1f}", refresh=False)
+        show_loss(bar, step, loss)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             save(step + 1)
 

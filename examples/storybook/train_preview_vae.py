@@ -20,10 +20,12 @@ from common import (
     generator_of,
     learning_rate_at,
     load_checkpoint,
+    numbers_of,
     progress,
     save_checkpoint,
     save_json,
     scene_of,
+    show_loss,
     to_pictures,
     to_pixels,
     update_average,
@@ -133,7 +135,7 @@ def main():
 
     bar = progress(start, args.steps, "preview_vae")
     for step in bar:
-        chosen = torch.randint(len(latents), (args.batch_size,), generator=generator_of(args.seed, step))
+        chosen = numbers_of(args.seed, step).integers(len(latents), size=args.batch_size)
         with autocast(args.device):
             decoded = tiny.decode(latents[chosen]).sample
         loss = reconstruction_loss(decoded.float(), pixels[chosen])
@@ -144,7 +146,7 @@ def main():
         torch.nn.utils.clip_grad_norm_(tiny.decoder.parameters(), 1.0)
         optimizer.step()
         update_average(average, tiny, step, 0.99)
-        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        show_loss(bar, step, loss)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             save(step + 1)
 

@@ -9,6 +9,7 @@ the pooled state of the second, and the size and crop that a picture had. See `g
 """
 
 import copy
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,15 +24,18 @@ from common import (
     Muon,
     arguments,
     autocast,
+    drawn_ahead,
     encode,
     generator_of,
     held_learning_rate,
     load_checkpoint,
     load_set,
+    numbers_of,
     progress,
     save_array,
     save_checkpoint,
     save_json,
+    show_loss,
     to_pixels,
     update_average,
 )
@@ -129,20 +133,25 @@ class Conditions:
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, device: str, word_share: float):
         self.tokenizer, self.encoder, self.device, self.word_share = tokenizer, encoder, device, word_share
         self.pooled_std = 0.0
-        self.padding = self.hidden([""])[0, -1]  # (dim,)
+        self.padding = self.hidden([""])[0, -1].cpu()  # (dim,)
         self.std = self.hidden(contents()).std().item()
         self.phrases = {}  # cue -> states of each of its phrases without the begin token, (words + 1, dim)
         for cue, texts in CUE_PHRASES.items():
             lengths = [len(self.tokenizer.tokenize(text)) for text in texts]
-            self.phrases[cue] = [state[1 : 2 + n] for state, n in zip(self.hidden(list(texts)), lengths)]
+            self.phrases[cue] = [state[1 : 2 + n] for state, n in zip(self.hidden(list(texts)).cpu(), lengths)]
+
+    def ids(self, texts: list[str]) -> list[torch.Tensor]:
+        """Token ids of texts for each encoder, (batch, length)."""
+        return [encode(self.tokenizer, texts)]
 
     @torch.no_grad()
-    def hidden(self, texts: list[str]) -> torch.Tensor:
-        return self.encoder(encode(self.tokenizer, texts).to(self.device)).last_hidden_state
+    def encoded(self, ids: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (batch, length, dim) and pooled ones (batch, pooled dim) of token ids."""
+        states = self.encoder(ids[0].to(self.device)).last_hidden_state
+        return states, states.new_zeros((len(states), 0))
 
-    def encoded(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states (batch, length, dim) and pooled ones (batch, pooled dim)."""
-        return self.hidden(texts), torch.zeros((len(texts), 0), device=self.device)
+    def hidden(self, texts: list[str]) -> torch.Tensor:
+        return self.encoded(self.ids(texts))[0]
 
     def null(self, texts: list[str], rng: random.Random) -> list[int]:
         """Which rows stand for the null prompt and are zero."""
@@ -159,7 +168,7 @@ class Conditions:
 
     def extra_tokens(self, scene: Scene, number: int, use_cue: bool, rng: random.Random, generator) -> torch.Tensor:
         """The tokens behind the prompt, (number, dim)."""
-        noise = torch.randn((number, len(self.padding)), generator=generator).to(self.device) * self.std
+        noise = torch.randn((number, len(self.padding)), generator=generator) * self.std
         filler = rng.choice(
             (noise, noise * rng.random(), self.padding + noise * rng.random() * 0.5, self.padding.expand(number, -1))
         )
@@ -184,9 +193,8 @@ class Conditions:
             states = states[torch.randperm(number, generator=generator)]
         return states
 
-    def __call__(
-        self, scenes: list[Scene], rng: random.Random, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(self, scenes: list[Scene], rng: random.Random, generator: torch.Generator) -> dict:
+        """All that is chosen for a batch, before the encoders read it; no part of it is on the device."""
         number = rng.randint(1, MAX_EXTRA) if rng.random() < 0.6 else 0
         texts, others, extra = [], [], []
         for scene in scenes:
@@ -203,22 +211,33 @@ class Conditions:
             )
             if number:
                 extra.append(self.extra_tokens(scene, number, use_cue, rng, generator))
-        states, pooled = self.encoded(texts)
         mixed = [k for k, (text, other) in enumerate(zip(texts, others)) if text != other]
-        if mixed:
-            other_states, other_pooled = self.encoded([others[k] for k in mixed])
-            share = rng.random()
-            states[mixed] = torch.lerp(states[mixed], other_states, share)
-            pooled[mixed] = torch.lerp(pooled[mixed], other_pooled, share)
-        null = self.null(texts, rng)
-        states[null], pooled[null] = 0, 0
-        if number:
-            states = torch.cat([states, torch.stack(extra)], dim=1)
         size = torch.randn((len(scenes), 1, 1), generator=generator).abs() * 0.2
-        size = size * (torch.rand((len(scenes), 1, 1), generator=generator) < 0.6)
-        states = states + (size * self.std * torch.randn(states.shape, generator=generator)).to(self.device)
-        noise = torch.randn(pooled.shape, generator=generator).to(self.device)
-        return states, pooled + size[:, 0].to(self.device) * self.pooled_std * noise
+        return {
+            "ids": self.ids(texts),
+            "mixed": mixed,  # rows that are mixed with another caption of their scene
+            "other_ids": self.ids([others[k] for k in mixed]) if mixed else [],
+            "share": rng.random(),
+            "null": self.null(texts, rng),
+            "extra": torch.stack(extra) if number else None,  # (batch, number, dim)
+            "noise": size * (torch.rand(size.shape, generator=generator) < 0.6),  # in units of `std`
+        }
+
+    def states(self, drawn: dict, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `draw` chose as states and pooled states, with noise of the device's generator."""
+        states, pooled = self.encoded(drawn["ids"])
+        mixed, null = drawn["mixed"], drawn["null"]
+        if mixed:
+            other_states, other_pooled = self.encoded(drawn["other_ids"])
+            states[mixed] = torch.lerp(states[mixed], other_states, drawn["share"])
+            pooled[mixed] = torch.lerp(pooled[mixed], other_pooled, drawn["share"])
+        states[null], pooled[null] = 0, 0
+        if drawn["extra"] is not None:
+            states = torch.cat([states, drawn["extra"].to(self.device)], dim=1)
+        size = drawn["noise"].to(self.device)
+        states = states + size * self.std * torch.randn(states.shape, generator=generator, device=self.device)
+        noise = torch.randn(pooled.shape, generator=generator, device=self.device)
+        return states, pooled + size[:, 0] * self.pooled_std * noise
 
 
 class ConditionsXL(Conditions):
@@ -231,17 +250,16 @@ class ConditionsXL(Conditions):
     def __init__(self, tokenizer, encoder, tokenizer_2, encoder_2, device: str, word_share: float):
         self.tokenizer_2, self.encoder_2 = tokenizer_2, encoder_2
         super().__init__(tokenizer, encoder, device, word_share)
-        self.pooled_std = self.encoded(contents())[1].std().item()
+        self.pooled_std = self.encoded(self.ids(contents()))[1].std().item()
+
+    def ids(self, texts: list[str]) -> list[torch.Tensor]:
+        return [encode(tokenizer, texts) for tokenizer in (self.tokenizer, self.tokenizer_2)]
 
     @torch.no_grad()
-    def encoded(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, ids_2 = (encode(tokenizer, texts).to(self.device) for tokenizer in (self.tokenizer, self.tokenizer_2))
-        first = self.encoder(ids, output_hidden_states=True)
-        second = self.encoder_2(ids_2, output_hidden_states=True)
+    def encoded(self, ids: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        first = self.encoder(ids[0].to(self.device), output_hidden_states=True)
+        second = self.encoder_2(ids[1].to(self.device), output_hidden_states=True)
         return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
-
-    def hidden(self, texts: list[str]) -> torch.Tensor:
-        return self.encoded(texts)[0]
 
     def null(self, texts: list[str], rng: random.Random) -> list[int]:
         return [k for k, text in enumerate(texts) if not text and rng.random() < 0.8]
@@ -271,22 +289,29 @@ def grow(small: UNet2DConditionModel, unet: UNet2DConditionModel, states: torch.
         value.zero_()
 
 
-def vary(picture: np.ndarray, rng: random.Random) -> tuple[np.ndarray, tuple[int, ...]]:
-    """A picture that was small once, or is a crop of a larger one, and the time ids that say so."""
-    image = Image.fromarray(picture)
+def variation(number: int) -> tuple[int, int, int]:
+    """How picture number `number` of the world is shown with other time ids: size, top, left."""
+    rng = random.Random(f"vary/{number}")
     if rng.random() < 0.5:
-        size = rng.randint(SIZE // 4, SIZE - 1)
-        image = image.resize((size, size), Image.Resampling.BICUBIC).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        return np.asarray(image), (size, size, *TIME_IDS[2:])
+        return rng.randint(SIZE // 4, SIZE - 1), 0, 0
     size = rng.randint(SIZE + 4, 3 * SIZE // 2)
-    top, left = rng.randint(0, size - SIZE), rng.randint(0, size - SIZE)
-    image = image.resize((size, size), Image.Resampling.BICUBIC).crop((left, top, left + SIZE, top + SIZE))
-    return np.asarray(image), (SIZE, SIZE, top, left, SIZE, SIZE)
+    return size, rng.randint(0, size - SIZE), rng.randint(0, size - SIZE)
 
 
-def varied(picture: np.ndarray, number: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Picture number `number` of the world as it is shown with other time ids."""
-    return vary(picture, random.Random(f"vary/{number}"))
+def varied_time_ids(number: int) -> tuple[int, ...]:
+    """The time ids that tell of `variation`."""
+    size, top, left = variation(number)
+    original = min(size, SIZE)  # a crop is of a picture that was large enough
+    return (original, original, top, left, SIZE, SIZE)
+
+
+def varied(picture: np.ndarray, number: int) -> np.ndarray:
+    """A picture that was small once, or is a crop of a larger one."""
+    size, top, left = variation(number)
+    image = Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC)
+    if size < SIZE:
+        return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    return np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
 
 
 class Latents:
@@ -304,20 +329,21 @@ class Latents:
 
     def picture(self, index: int) -> np.ndarray:
         number = index % len(self.pictures)
-        return self.pictures[number] if index < len(self.pictures) else varied(self.pictures[number], number)[0]
+        return self.pictures[number] if index < len(self.pictures) else varied(self.pictures[number], number)
 
     @torch.no_grad()
-    def encode(self, indices: list[int]):
-        pixels = to_pixels(np.stack([self.picture(index) for index in indices]), self.vae.device)
+    def encode(self, indices: list[int], pictures: list[np.ndarray]):
+        pixels = to_pixels(np.stack(pictures), self.vae.device)
         with autocast(self.vae.device.type, self.bfloat16):
             latents = self.vae.encode(pixels).latent_dist.mean.float() * self.vae.config.scaling_factor
         self.stored[indices] = latents.half().cpu().numpy()
 
     def __getitem__(self, indices: list[int]) -> torch.Tensor:
         missing = sorted({index for index in indices if np.isnan(self.stored[index, 0, 0, 0])})
-        if missing:
-            together = 1 if self.vae.device.type == "cpu" else len(missing)
-            list(self.pool.map(self.encode, (missing[k : k + together] for k in range(0, len(missing), together))))
+        if missing and self.vae.device.type == "cpu":
+            list(self.pool.map(lambda index: self.encode([index], [self.picture(index)]), missing))
+        elif missing:
+            self.encode(missing, list(self.pool.map(self.picture, missing)))
         return torch.from_numpy(self.stored[indices]).float()
 
 
@@ -360,9 +386,11 @@ def main():
     tokenizer = CLIPTokenizer.from_pretrained(args.work_dir / "tokenizer")
     encoder = text_encoder_of(clip).to(args.device)
     conditions = Conditions(tokenizer, encoder, args.device, args.word_share)
-    latents_of = Latents(args.work_dir / "world_latents.npy", vae, pictures, halves.pool, args.bfloat16)
+    on_cpu = args.device == "cpu"
+    pool = halves.pool if on_cpu else ThreadPoolExecutor(os.cpu_count())
+    latents_of = Latents(args.work_dir / "world_latents.npy", vae, pictures, pool, args.bfloat16)
     scheduler = build_scheduler()
-    alphas = scheduler.alphas_cumprod
+    alphas = scheduler.alphas_cumprod.to(args.device)
     parts_of_pipeline = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "scheduler": scheduler}
 
     if args.xl:
@@ -376,14 +404,16 @@ def main():
         rng = random.Random(args.seed)
         captions = [caption(scene, rng) for scene in scenes[:2000]]
         grow(small, unet, sd_conditions.hidden(captions).flatten(0, 1), conditions.hidden(captions).flatten(0, 1))
-        time_ids = [varied(picture, number)[1] for number, picture in enumerate(pictures[:VARIED])]
+        time_ids = [varied_time_ids(number) for number in range(len(pictures[:VARIED]))]
         time_ids_of, scenes = torch.tensor([TIME_IDS] * len(scenes) + time_ids), scenes + scenes[:VARIED]
     elif args.initial:
         unet = UNet2DConditionModel.from_pretrained(args.work_dir / args.initial).train()
     else:
         unet = build_unet(args.width, args.layers)
-    unet.to(args.device, memory_format=torch.channels_last)
-    unet.set_attn_processor(AttnProcessor())  # on a CPU the backward of the fused kernel is slow
+    layout = torch.channels_last if on_cpu else torch.contiguous_format
+    unet.to(args.device, memory_format=layout)
+    if on_cpu:  # where the backward of the fused kernel is slow
+        unet.set_attn_processor(AttnProcessor())
     twin = copy.deepcopy(unet).to(torch.bfloat16) if args.bfloat16 else unet  # computes the gradients
     average = copy.deepcopy(unet).eval().requires_grad_(False)
     optimizer = Muon(unet, args.learning_rate, pool=halves.pool, dtype=torch.bfloat16 if args.bfloat16 else None)
@@ -410,31 +440,35 @@ def main():
         first = (rank_content(clip, tokenizer, pixels).argmax(1) == truth).float().mean().item()
         save_json(args.work_dir / f"{name}_log.json", {"step": step, "first_of_64": first})
 
+    def draw(step: int) -> tuple[list[int], dict]:
+        chosen = numbers_of(args.seed, step).integers(len(scenes), size=args.batch_size).tolist()
+        rng, generator = random.Random(f"{args.seed}/{step}"), generator_of(args.seed, step)
+        return chosen, conditions.draw([scenes[k] for k in chosen], rng, generator)
+
     bar = progress(start, args.steps, name)
-    for step in bar:
-        generator, rng = generator_of(args.seed, step), random.Random(f"{args.seed}/{step}")
-        chosen = torch.randint(len(scenes), (args.batch_size,), generator=generator)
-        states, pooled = conditions([scenes[k] for k in chosen.tolist()], rng, generator)
+    for step, (chosen, drawn) in zip(bar, drawn_ahead(draw, start, args.steps, args.device)):
+        generator = generator_of(args.seed, step, args.device)
+        states, pooled = conditions.states(drawn, generator)
         added = {"text_embeds": pooled, "time_ids": time_ids_of[chosen].to(args.device)} if args.xl else None
-        latents = latents_of[chosen.tolist()]
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(len(alphas), (args.batch_size,), generator=generator)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
+        latents = latents_of[chosen].to(args.device)
+        noise = torch.randn(latents.shape, generator=generator, device=args.device)
+        timesteps = torch.randint(len(alphas), (args.batch_size,), generator=generator, device=args.device)
+        signal = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = (signal.sqrt() * latents + (1 - signal).sqrt() * noise).contiguous(memory_format=layout)
         snr = alphas[timesteps] / (1 - alphas[timesteps])
         weight = (snr.clamp(max=SNR_CAP) / snr) / args.batch_size
 
         def loss_of(
             part: slice, noisy=noisy, noise=noise, timesteps=timesteps, states=states, added=added, weight=weight
         ) -> torch.Tensor:
-            inputs = noisy[part].to(args.device).contiguous(memory_format=torch.channels_last)
             predicted = twin(
-                inputs.to(twin.dtype),
-                timesteps[part].to(args.device),
+                noisy[part].to(twin.dtype),
+                timesteps[part],
                 states[part].to(twin.dtype),
                 added_cond_kwargs=added and {key: value[part].to(twin.dtype) for key, value in added.items()},
             ).sample
-            errors = F.mse_loss(predicted.float(), noise[part].to(args.device), reduction="none").mean((1, 2, 3))
-            return (weight[part].to(args.device) * errors).sum()
+            errors = F.mse_loss(predicted.float(), noise[part], reduction="none").mean((1, 2, 3))
+            return (weight[part] * errors).sum()
 
         if twin is not unet:
             with torch.no_grad():
@@ -444,7 +478,7 @@ def main():
         loss = halves.descend(loss_of, unet, twin)
         optimizer.step()
         update_average(average, unet, step, args.average_decay)
-        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        show_loss(bar, step, loss)
         if clock.due() or step + 1 == args.steps:
             save(step + 1)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:

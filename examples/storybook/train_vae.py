@@ -26,9 +26,11 @@ from common import (
     learning_rate_at,
     load_checkpoint,
     load_set,
+    numbers_of,
     progress,
     save_checkpoint,
     save_json,
+    show_loss,
     to_pictures,
     to_pixels,
     update_average,
@@ -121,15 +123,16 @@ def main():
     halves, clock = Halves(args.device, args.batch_size), Clock(args.save_minutes)
     bar = progress(start, args.steps, name)
     for step in bar:
-        generator = generator_of(args.seed, step)
-        chosen = torch.randint(len(pictures), (args.batch_size,), generator=generator).numpy()
+        numbers, generator = numbers_of(args.seed, step), generator_of(args.seed, step, args.device)
+        chosen = numbers.integers(len(pictures), size=args.batch_size)
         pixels = to_pixels(pictures[chosen], args.device)
         if not args.decoder:
-            top, left = torch.randint(SIZE - CROP + 1, (2,), generator=generator).tolist()
+            top, left = numbers.integers(SIZE - CROP + 1, size=2)
             pixels = pixels[..., top : top + CROP, left : left + CROP]
         pixels = pixels.contiguous(memory_format=layout)
-        noise = torch.randn((len(pixels), CHANNELS, *(s // 8 for s in pixels.shape[2:])), generator=generator)
-        noise, halved = noise.to(args.device), step % HALVED == HALVED - 1 and not args.decoder
+        shape = (len(pixels), CHANNELS, *(s // 8 for s in pixels.shape[2:]))
+        noise = torch.randn(shape, generator=generator, device=args.device)
+        halved = step % HALVED == HALVED - 1 and not args.decoder
 
         def loss_of(part: slice, pixels=pixels, noise=noise, halved=halved) -> torch.Tensor:
             with autocast(args.device, args.bfloat16):
@@ -146,7 +149,7 @@ def main():
         loss = halves.descend(loss_of, vae, vae)
         optimizer.step()
         update_average(average, vae, step, 0.998)
-        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        show_loss(bar, step, loss)
         if clock.due() or step + 1 == args.steps:
             save(step + 1)
 
