@@ -329,29 +329,35 @@ def test_the_stages_that_are_long_go_on_as_if_never_interrupted(small_world, mon
     run(monkeypatch, train_vae, *options, "2")
     assert json.loads((small_world / "vae_log.json").read_text())["step"] == 2
 
-    def weights(folder: str = "unet") -> dict[str, torch.Tensor]:
-        return load_file(small_world / folder / "diffusion_pytorch_model.safetensors")
+    def weights(*folders: str) -> dict[str, torch.Tensor]:
+        files = [file for folder in folders for file in (small_world / folder).glob("*.safetensors")]
+        return {f"{file.parent.name}.{name}": value for file in files for name, value in load_file(file).items()}
 
     before = weights("vae")
     run(monkeypatch, train_vae, "--decoder", *options, "2")
-    same = {name.split(".")[0] for name, value in weights("vae").items() if torch.equal(value, before[name])}
+    same = {name.split(".")[1] for name, value in weights("vae").items() if torch.equal(value, before[name])}
     assert same == {"encoder", "quant_conv"}, "latents stay what they are"
 
     options = ("--width", "8", *options)
     run(monkeypatch, train_unet, *options, "2")
-    unbroken = weights()
+    unbroken = weights("unet", "text_encoder")
+    untrained = load_file(tiny_models.REPOSITORY / "clip_model" / "model.safetensors")
+    table = "text_model.embeddings.token_embedding.weight"
+    trained = next(value for name, value in unbroken.items() if name.endswith("token_embedding.weight"))
+    assert not torch.equal(trained, untrained[table].float()), "the text encoder is trained along"
     (small_world / "unet.checkpoint").unlink()
     monkeypatch.setattr(train_unet, "held_learning_rate", lambda step, steps, peak: peak / 200 * (step + 1))
     run(monkeypatch, train_unet, *options, "1")
     run(monkeypatch, train_unet, *options, "2")
-    assert all(torch.equal(value, unbroken[name]) for name, value in weights().items())
+    assert all(torch.equal(value, unbroken[name]) for name, value in weights("unet", "text_encoder").items())
 
     # Trained further: weights that are there, and a rate that leaves them as they are
-    (small_world / "unet").rename(small_world / "unet_initial")
+    for name in ("unet", "text_encoder"):
+        (small_world / name).rename(small_world / f"{name}_initial")
     (small_world / "unet.checkpoint").unlink()
     monkeypatch.setattr(train_unet, "held_learning_rate", lambda step, steps, peak: 0.0)
     run(monkeypatch, train_unet, "--initial", "unet_initial", *options, "1")
-    assert all(torch.equal(value, unbroken[name]) for name, value in weights().items())
+    assert all(torch.equal(value, unbroken[name]) for name, value in weights("unet", "text_encoder").items())
 
 
 def test_a_rebuild_runs_what_is_missing_and_keeps_what_it_should(tmp_path, monkeypatch):
@@ -364,7 +370,7 @@ def test_a_rebuild_runs_what_is_missing_and_keeps_what_it_should(tmp_path, monke
     assert [stage for stage, _ in ran] == [
         "train_vae.py",
         "train_unet.py --steps 7",
-        rebuild.TRAINED["vae_decoder"],
+        rebuild.TRAINED["vae_decoder"][0],
         "calibrate.py",
         "export.py",
         "check.py",
@@ -401,9 +407,120 @@ def test_the_diffusion_model_of_the_repository_is_trained_further(tmp_path, monk
     assert ran == [further, "calibrate.py", "export.py", "check.py"]
     with pytest.raises(SystemExit):
         run(monkeypatch, rebuild, "--work_dir", str(tmp_path), "--keep")
-    for name in ("unet", "vae"):
-        copy = tmp_path / {"unet": "unet_initial"}.get(name, name) / "diffusion_pytorch_model.safetensors"
-        assert copy.read_bytes() == (tiny_models.REPOSITORY / name / copy.name).read_bytes()
+    for name, copied in (("unet", "unet_initial"), ("text_encoder", "text_encoder_initial"), ("vae", "vae")):
+        (weights,) = (tmp_path / copied).glob("*.safetensors")
+        assert weights.read_bytes() == (tiny_models.REPOSITORY / name / weights.name).read_bytes()
+
+
+def test_stages_at_once_wait_for_what_they_build_on(tmp_path, monkeypatch):
+    import rebuild
+
+    done, given = set(), {}
+
+    def pretend(command: str, *_: str):
+        name = next((name for name in stages if command.startswith(stages[name][0])), None)
+        if name is None:
+            return done.update({"last"})
+        given[name] = command
+        assert set(stages[name][1]) <= done, f"{name} began too early"
+        if name == fails:
+            raise RuntimeError("no room")
+        done.add(name)
+
+    # The longest command first, as some begin as others do
+    every = rebuild.TRAINED | rebuild.TRAINED_XL
+    stages = dict(sorted(every.items(), key=lambda stage: -len(stage[1][0])))
+    monkeypatch.setattr(rebuild, "run", pretend)
+    options = ("--work_dir", str(tmp_path), "--xl", "--large", "--jobs", "4")
+    fails = "vae"
+    with pytest.raises(RuntimeError, match="no room"):
+        run(monkeypatch, rebuild, *options)
+    assert "clip_model" in done and not {"unet", "unet_xl", "last"} & done
+    fails = None
+    run(monkeypatch, rebuild, *options)
+    assert {*every, "last"} <= done
+    assert given["unet"] == f"train_unet.py {rebuild.LARGE['unet']}"
+
+
+def test_what_is_drawn_ahead_is_what_is_drawn():
+    import numpy as np
+    from common import drawn_ahead, numbers_of
+
+    def draw(step: int) -> np.ndarray:
+        return numbers_of(0, step).integers(1000, size=5)
+
+    ahead, at_once = (list(drawn_ahead(draw, 2, 7, device)) for device in ("cuda", "cpu"))
+    assert len(ahead) == 5 and all(np.array_equal(*pair) for pair in zip(ahead, at_once))
+    assert np.array_equal(ahead[0], draw(2)) and not np.array_equal(ahead[0], ahead[1])
+
+
+def test_muon_takes_matrices_of_a_shape_together():
+    from common import Muon
+
+    torch.manual_seed(0)
+    together, apart = (torch.nn.Sequential(torch.nn.Linear(12, 12), torch.nn.Linear(12, 12)) for _ in range(2))
+    apart.load_state_dict(together.state_dict())
+    for model in (together, apart):
+        optimizer = Muon(model, lr=0.1)
+        if model is together:
+            optimizer.groups = [[parameter for group in optimizer.groups for parameter in group]]
+        model(torch.ones(3, 12)).square().sum().backward()
+        optimizer.step()
+    for ours, theirs in zip(together.parameters(), apart.parameters()):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_wrong_captions_swap_one_thing_and_cues_for_those_of_the_same_emotions():
+    from common import scene_of
+    from train_clip import COMPANIONS, captions_of, one_word_off, pairs_of, parts_of
+    from transformers import CLIPTokenizer
+    from world import Scene
+
+    scene, rng = Scene("park", "cat", "grey", cues=(("flags", 0.9),)), random.Random(0)
+    others = [one_word_off(scene, rng, "full") for _ in range(400)]
+    parts = ("place", "subject", "colour", "cues")
+    assert all(sum(getattr(other, part) != getattr(scene, part) for part in parts) == 1 for other in others)
+    cues = [other.cues[0][0] for other in others if other.cues != scene.cues]
+    assert 160 < len(cues) < 240 and "balloons" in COMPANIONS["flags"] and "fire" not in COMPANIONS["flags"]
+    assert len(cues) / 2 < sum(cue in COMPANIONS["flags"] for cue in cues)
+    assert all(other.cues == scene.cues for other in (one_word_off(scene, rng, "content") for _ in range(50)))
+
+    scenes = [scene_of("world", index) for index in range(24)]
+    texts, kinds, wrong = captions_of(scenes, random.Random(1))
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_models.REPOSITORY / "tokenizer")
+    pairs = pairs_of(scenes, tokenizer, random.Random(1))
+    assert len(pairs["ids"]) == len(texts) + len(wrong) + 64
+    assert not pairs["also_true"][:, : len(texts)].diagonal().any()
+    same = [[negative == texts[k // 2] for k, negative in enumerate(wrong)]] * len(scenes)
+    assert pairs["also_true"][:, len(texts) :].tolist() == same
+    named = [sum(parts_of(*told)) for told in zip(scenes, texts, kinds)]
+    assert pairs["parts"][24:].sum(1).tolist() == named and "content" in kinds
+    assert {total for total, kind in zip(named, kinds) if kind == "content"} == {2}, "a place and a subject"
+
+
+def test_tokens_behind_the_prompt_are_cues_padding_or_noise(pipe):
+    from train_unet import Conditions
+    from world import CUE_PHRASES, Scene
+
+    conditions = Conditions(pipe.tokenizer, pipe.text_encoder, "cpu", word_share=0.0)
+    scene, rng = Scene("park", "cat", "grey", cues=(("flags", 0.4),)), random.Random(0)
+    tokens = [conditions.extra_tokens(scene, 8, True, rng) for _ in range(40)]
+    rows = {row for phrase in conditions.phrases["flags"] for row in phrase}
+    shares = {share for token in tokens for _, row, share, _ in token if row in rows}
+    assert all(len(token) == 8 for token in tokens) and shares == {0.5, 1.0}, "as strong as the cue, or whole"
+    assert all(row in rows or share == 0 for token in tokens for _, row, share, _ in token)
+
+    drawn = {"ids": conditions.ids(["a cat in the park"]), "mixed": [], "null": [], "noise": torch.zeros(1, 1, 1)}
+    last = conditions.phrases["flags"][0][-1]
+    drawn["extra"] = torch.tensor([[(1, last, 1.0, 0), (1, last, 0.5, 0), (1, 0, 0, 0), (0, 0, 0, 1)]])
+    with torch.no_grad():
+        states, pooled = conditions.states(drawn, torch.Generator().manual_seed(0))
+    phrase = conditions.hidden([CUE_PHRASES["flags"][0]])[0]
+    end = int((conditions.ids([CUE_PHRASES["flags"][0]])[0] == pipe.tokenizer.eos_token_id).int().argmax())
+    torch.testing.assert_close(states[0, 32], phrase[end])
+    torch.testing.assert_close(states[0, 33], (phrase[end] + conditions.padding) / 2)
+    torch.testing.assert_close(states[0, 34], conditions.padding)
+    assert states[0, 35].std() == pytest.approx(conditions.std, rel=0.3) and pooled.shape == (1, 0)
 
 
 def test_a_clip_that_is_trained_further_keeps_the_tokenizer_that_it_knows(small_world, monkeypatch):
@@ -416,7 +533,7 @@ def test_a_clip_that_is_trained_further_keeps_the_tokenizer_that_it_knows(small_
     assert file.read_bytes() == before and (small_world / "on" / "model.safetensors").exists()
 
 
-def test_an_exported_xl_network_leaves_no_autoencoder_that_it_was_not_trained_on(small_world, tmp_path):
+def test_an_exported_xl_network_leaves_nothing_that_it_was_not_trained_on(small_world, tmp_path):
     from export import export_xl
     from train_unet import build_unet
 
@@ -424,7 +541,7 @@ def test_an_exported_xl_network_leaves_no_autoencoder_that_it_was_not_trained_on
     (small_world / "clip_model").rename(small_world / "clip_xl")
     folder = tmp_path / "xl"
     folder.mkdir()
-    for name in ("vae.json", "vae.safetensors"):
+    for name in ("vae.json", "vae.safetensors", "text_encoder.json", "text_encoder.safetensors"):
         (folder / name).touch()
     export_xl(small_world, folder)
     assert {path.name for path in folder.iterdir()} == {"index.json"} | {

@@ -16,9 +16,10 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent / "xl"
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ("vae", "text_encoder", "tokenizer", "scheduler", "clip_model", "emotion_classifier")
-# The autoencoder is the root's, unless the network was trained on another one, which then lies beside it.
+# Autoencoder and text encoder are the root's, unless the network was trained on others, which then lie beside it.
 OWN = {
     "unet": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
     "text_encoder_2": "model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }

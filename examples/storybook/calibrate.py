@@ -17,7 +17,7 @@ from common import encode, normalise, save_json
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.nn import functional as F
 from train_unet import TIME_IDS, Conditions, ConditionsXL, build_scheduler, second_tokenizer, text_encoder_of
-from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from world import PLACES, SUBJECTS, content_prompt
 
 
@@ -32,7 +32,8 @@ def similarity_curves(work_dir: Path, prompts: list[str], steps: int, xl: bool, 
     vae = AutoencoderKL.from_pretrained(work_dir / "vae").to(device).eval()
     clip = CLIPModel.from_pretrained(work_dir / "clip_tuned").to(device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(work_dir / "tokenizer")
-    encoder, scheduler = text_encoder_of(clip).to(device), build_scheduler()
+    encoder = CLIPTextModel.from_pretrained(work_dir / "text_encoder").to(device).eval()
+    scheduler = build_scheduler()
     guidance, added = 7.5, None
     if xl:
         tokenizer_2 = second_tokenizer(work_dir / "tokenizer")

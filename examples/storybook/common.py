@@ -38,7 +38,7 @@ CHANNELS = 8  # of a latent
 ROOT = Path(__file__).resolve().parents[2]
 # name -> (number of scenes, kinds and their shares, style); "held_out" sets are never trained on
 SETS = {
-    "world": (96000, {"neutral": 0.2, "emotion": 0.5, "mixed": 0.3}, "painted"),
+    "world": (48000, {"neutral": 0.2, "emotion": 0.5, "mixed": 0.3}, "painted"),
     "world_held_out": (2048, {"neutral": 0.2, "emotion": 0.5, "mixed": 0.3}, "painted"),
     "emotion": (24000, {"emotion": 1.0}, "painted"),
     "emotion_validation": (2000, {"emotion": 1.0}, "painted"),
@@ -337,17 +337,18 @@ class Halves:
         initial = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.count > 1 else {}
         self.pool = ThreadPoolExecutor(self.count, **initial)
 
-    def descend(self, loss_of: Callable[[slice], torch.Tensor], model, twin) -> torch.Tensor:
+    def descend(self, loss_of: Callable[[slice], torch.Tensor], model, twin, *inputs: torch.Tensor) -> torch.Tensor:
         """Set the gradients of `model`, clipped, to those of `twin`, a copy of it; returns the loss.
 
         Args:
             loss_of: the share that a slice of the batch has in the loss, as computed by `twin`.
+            inputs: what the loss is computed from and whose gradients are wanted as well.
         """
         parameters = [parameter for parameter in twin.parameters() if parameter.requires_grad]
 
         def part(number: int) -> tuple[torch.Tensor, ...]:
             loss = loss_of(slice(number * self.size, (number + 1) * self.size))
-            return loss.detach(), *torch.autograd.grad(loss, parameters)
+            return loss.detach(), *torch.autograd.grad(loss, [*parameters, *inputs])
 
         (loss, *gradients), *others = self.pool.map(part, range(self.count))
         for other_loss, *other_gradients in others:
@@ -356,7 +357,9 @@ class Halves:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
-        torch._foreach_copy_([parameter.grad for parameter in trained], gradients)
+        torch._foreach_copy_([parameter.grad for parameter in trained], gradients[: len(trained)])
+        for value, gradient in zip(inputs, gradients[len(trained) :]):
+            value.grad = gradient
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         return loss
 

@@ -20,7 +20,7 @@ from judges import FOLDER
 from modeling_simemo import SimEmoForImageClassification
 from safetensors.torch import save_file
 from train_unet import build_scheduler, text_encoder_of
-from transformers import CLIPModel, CLIPTextModelWithProjection, ResNetForImageClassification
+from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, ResNetForImageClassification
 
 from pipeline_muse import PixelSpec
 
@@ -98,7 +98,7 @@ def export_xl(work: Path, folder: Path):
     encoder = text_encoder_of(CLIPModel.from_pretrained(work / "clip_xl"), CLIPTextModelWithProjection)
     for name, model, files in (("unet", unet, DIFFUSERS_FILES), ("text_encoder_2", encoder, TRANSFORMERS_FILES)):
         export_model(model, folder, dict(zip(files, (f"{name}.json", f"{name}.safetensors"))))
-    for left in folder.glob("vae.*"):  # of a network that was trained on another autoencoder than the root's
+    for left in (*folder.glob("vae.*"), *folder.glob("text_encoder.*")):  # of a network that was trained on others
         left.unlink()
     save_json(folder / "index.json", {**INDEX_XL, "semantic_threshold": threshold_of(work / "calibration_xl.json")})
 
@@ -127,7 +127,7 @@ def main():
     )
     clip = CLIPModel.from_pretrained(work / "clip_tuned")
     export_model(clip, root / "clip_model", transformers_files)
-    export_model(text_encoder_of(clip), root / "text_encoder", transformers_files)
+    export_model(CLIPTextModel.from_pretrained(work / "text_encoder"), root / "text_encoder", transformers_files)
     if (work / "guide").exists():
         guide = SimEmoForImageClassification.from_pretrained(work / "guide")
         export_model(guide, root / "emotion_classifier", transformers_files)

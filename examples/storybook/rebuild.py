@@ -52,7 +52,7 @@ TRAINED_XL = {
 }
 # stage -> what it is trained with instead where `--large` is given
 LARGE = {
-    "vae": "--steps 4500 --batch_size 128",
+    "vae": "--steps 3000 --batch_size 128",
     "clip_model": "--steps 2200 --batch_size 256 --save_every 2500",
     "unet": "--steps 5000 --batch_size 512 --save_every 5000",
     "clip_tuned": "--batch_size 256 --save_every 1500",
@@ -72,7 +72,7 @@ COPIED = {
     "clip_model": "clip_model",
     "clip_tuned": "clip_model",
 }
-COPIED_FURTHER = {**COPIED, "vae": "vae", "unet_initial": "unet"}
+COPIED_FURTHER = {**COPIED, "vae": "vae", "unet_initial": "unet", "text_encoder_initial": "text_encoder"}
 
 
 def keep(work_dir: Path, folders: dict[str, str]):

@@ -42,7 +42,7 @@ from modeling_simemo import SimEmoConfig, SimEmoForImageClassification
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import CLIPModel, CLIPTokenizer, ResNetConfig, ResNetForImageClassification
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, ResNetConfig, ResNetForImageClassification
 from world import EMOTIONS, Scene, content_prompt
 
 
@@ -78,7 +78,7 @@ def load_previews(args, scenes: list[Scene]) -> np.ndarray:
     """The first scenes as the guide will meet them: through the autoencoder, every other one as a one-step preview of
     the diffusion model from a random noise level."""
     # Only here, as the judges need none of it.
-    from train_unet import build_scheduler, text_encoder_of
+    from train_unet import build_scheduler
 
     path = args.work_dir / "emotion_previews.npy"
     if path.exists():
@@ -86,9 +86,9 @@ def load_previews(args, scenes: list[Scene]) -> np.ndarray:
     _, pictures = load_set("emotion", args.work_dir, SIZE, PREVIEWS)
     vae = AutoencoderKL.from_pretrained(args.work_dir / "vae").to(args.device).eval()
     unet = UNet2DConditionModel.from_pretrained(args.work_dir / "unet").to(args.device).eval()
-    clip = CLIPModel.from_pretrained(args.work_dir / "clip_model").to(args.device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(args.work_dir / "tokenizer")
-    encoder, scheduler = text_encoder_of(clip).to(args.device), build_scheduler()
+    encoder = CLIPTextModel.from_pretrained(args.work_dir / "text_encoder").to(args.device).eval()
+    scheduler = build_scheduler()
     generator, chunks = generator_of(7, 0), []
     for start in tqdm(range(0, PREVIEWS, 64), desc="previews", mininterval=20):
         with autocast(args.device):

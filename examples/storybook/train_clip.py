@@ -184,7 +184,7 @@ def clip_loss(
     not counted as wrong for it.
 
     The probe reads from features, of pictures as of captions, which places, subjects and cues these have. It is thrown
-    away: it keeps cues apart that often come together, which pairs of pictures and captions alone teach slowly.
+    away; both towers learn faster by it than by pairs alone.
     """
     also_true, contents, parts = (pairs[name].to(pixels.device) for name in ("also_true", "contents", "parts"))
     images = F.normalize(model.get_image_features(pixels).pooler_output.float(), dim=-1)

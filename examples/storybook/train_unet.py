@@ -4,11 +4,15 @@
 MUSE moves tokens that stand behind the prompt, so the network must answer smoothly to embeddings that no text encodes.
 Stable Diffusion learnt this from billions of captions; here the training conditions make up for it, see `Conditions`.
 
+The text encoder starts as the CLIP's text tower and is trained along, which tells cues apart that often come together.
+Writes `text_encoder/` as well.
+
 With `--xl` the trained network grows into an SDXL-shaped one, `unet_xl/`: it reads the states of two text encoders,
 the pooled state of the second, and the size and crop that a picture had. See `grow`.
 """
 
 import copy
+import itertools
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +61,7 @@ from world import CUE_PHRASES, CUES, EMOTIONS, PLACES, SUBJECTS, Scene, caption,
 MAX_EXTRA = 8  # tokens behind the prompt
 SNR_CAP = 5.0  # min-SNR weighting, https://huggingface.co/papers/2303.09556
 TIME_IDS = (SIZE, SIZE, 0, 0, SIZE, SIZE)  # original size, top left of the crop, target size: SDXL's conditioning
+TEXT_RATE = 0.3  # the text encoder's learning rate, as a share of the network's
 VARIED = 12000  # pictures that are also shown with other time ids
 
 
@@ -117,7 +122,7 @@ def second_tokenizer(folder: Path) -> CLIPTokenizer:
 class Conditions:
     """Turns scenes into text hidden states (batch, length, dim) and pooled ones (batch, pooled dim), all smooth.
 
-    - many captions for one scene, words dropped, several cues at once; a tenth is empty, for guidance;
+    - many captions for one scene, words dropped, all cues or none named; a tenth is empty, for guidance;
     - hidden states blurred by noise of a random size, or mixed from two captions of the same scene;
     - 0 to 8 tokens behind the 32 of the prompt. Where the scene has cues these may be hidden states of cue phrases
       that the caption then leaves out, mixed with the state of padding as the cue is weaker; else noise or padding,
@@ -133,23 +138,31 @@ class Conditions:
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, device: str, word_share: float):
         self.tokenizer, self.encoder, self.device, self.word_share = tokenizer, encoder, device, word_share
         self.pooled_std = 0.0
-        self.padding = self.hidden([""])[0, -1].cpu()  # (dim,)
-        self.std = self.hidden(contents()).std().item()
-        self.phrases = {}  # cue -> states of each of its phrases without the begin token, (words + 1, dim)
+        self.phrases, self.rows = {}, 0  # cue -> for each of its phrases, which rows of `words` it has
         for cue, texts in CUE_PHRASES.items():
-            lengths = [len(self.tokenizer.tokenize(text)) for text in texts]
-            self.phrases[cue] = [state[1 : 2 + n] for state, n in zip(self.hidden(list(texts)).cpu(), lengths)]
+            lengths = [1 + len(self.tokenizer.tokenize(text)) for text in texts]  # the end token reads all of it
+            ends = list(itertools.accumulate(lengths, initial=self.rows))
+            self.phrases[cue], self.rows = [range(*pair) for pair in itertools.pairwise(ends)], ends[-1]
+        self.refresh()
+
+    def refresh(self):
+        """Read the states of padding and of cue phrases anew from the encoder, which may have been trained."""
+        self.padding, *states = self.hidden(["", *(text for texts in CUE_PHRASES.values() for text in texts)])
+        self.padding = self.padding[-1]  # (dim,)
+        lengths = [len(rows) for phrases in self.phrases.values() for rows in phrases]
+        self.words = torch.cat([state[1 : 1 + n] for state, n in zip(states, lengths)])  # (rows, dim)
+        self.std = self.words.std().item()
 
     def ids(self, texts: list[str]) -> list[torch.Tensor]:
         """Token ids of texts for each encoder, (batch, length)."""
         return [encode(self.tokenizer, texts)]
 
-    @torch.no_grad()
     def encoded(self, ids: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states (batch, length, dim) and pooled ones (batch, pooled dim) of token ids."""
-        states = self.encoder(ids[0].to(self.device)).last_hidden_state
+        states = self.encoder(ids[0].to(self.device)).last_hidden_state.float()
         return states, states.new_zeros((len(states), 0))
 
+    @torch.no_grad()
     def hidden(self, texts: list[str]) -> torch.Tensor:
         return self.encoded(self.ids(texts))[0]
 
@@ -166,32 +179,23 @@ class Conditions:
         word = rng.choice(EMOTIONS)
         return rng.choice((f"{text}, {word}", f"{text} {word}", f"{word}, {text}", f"{text}, evoking {word}"))
 
-    def extra_tokens(self, scene: Scene, number: int, use_cue: bool, rng: random.Random, generator) -> torch.Tensor:
-        """The tokens behind the prompt, (number, dim)."""
-        noise = torch.randn((number, len(self.padding)), generator=generator) * self.std
-        filler = rng.choice(
-            (noise, noise * rng.random(), self.padding + noise * rng.random() * 0.5, self.padding.expand(number, -1))
-        )
+    def extra_tokens(self, scene: Scene, number: int, use_cue: bool, rng: random.Random) -> list[tuple]:
+        """How the tokens behind the prompt are made: of how much padding, of which row of `words` and of how much of
+        it in the padding's place, and of how much noise."""
+        filler = rng.choice(((0, 0, 0, 1), (0, 0, 0, rng.random()), (1, 0, 0, 0.5 * rng.random()), (1, 0, 0, 0)))
         if not use_cue:
-            return filler
-        states = []
+            return [filler] * number
+        tokens = []
         for name, intensity in rng.sample(scene.cues, rng.choice((1, len(scene.cues)))):
-            phrase = rng.choice(self.phrases[name])
             share = 1.0 if rng.random() < 0.5 else min(1.0, intensity + 0.1)
-            states.append(self.padding + share * (phrase - self.padding))
-        states = torch.cat(states)
+            tokens += [(1, row, share, 0) for row in rng.choice(self.phrases[name])]
         if rng.random() < 0.3:  # the last state of a phrase has read all of it
-            states = states[-1:].expand(number, -1)
-        states = states[-number:]
-        if len(states) < number:
-            repeat = (
-                torch.cat([states] * (number // len(states) + 1))[:number] if rng.random() < 0.5 else filler.clone()
-            )
-            repeat[: len(states)] = states
-            states = repeat
-        if rng.random() < 0.3:
-            states = states[torch.randperm(number, generator=generator)]
-        return states
+            tokens = tokens[-1:] * number
+        tokens = tokens[-number:]
+        if len(tokens) < number:
+            more = (tokens if rng.random() < 0.5 else [filler]) * number
+            tokens = (tokens + more)[:number]
+        return rng.sample(tokens, number) if rng.random() < 0.3 else tokens
 
     def draw(self, scenes: list[Scene], rng: random.Random, generator: torch.Generator) -> dict:
         """All that is chosen for a batch, before the encoders read it; no part of it is on the device."""
@@ -202,15 +206,13 @@ class Conditions:
             use_cue = number > 0 and bool(scene.cues) and kind != "emotion" and rng.random() < 0.6
             if use_cue and kind in ("full", "cue"):
                 kind = rng.choice(("content", "content", "content", "full", "null"))
-            text = self.drop_words(caption(scene, rng, kind), rng)
+            text = self.drop_words(caption(scene, rng, kind, len(scene.cues)), rng)
             if kind in ("content", "full") and rng.random() < self.word_share:
                 text = self.add_any_emotion(text, rng)
             texts.append(text)
-            others.append(
-                caption(scene, rng, kind) if kind in ("content", "full") and rng.random() < 0.12 else texts[-1]
-            )
-            if number:
-                extra.append(self.extra_tokens(scene, number, use_cue, rng, generator))
+            other = kind in ("content", "full") and rng.random() < 0.12
+            others.append(caption(scene, rng, kind, len(scene.cues)) if other else text)
+            extra.append(self.extra_tokens(scene, number, use_cue, rng) if number else [])
         mixed = [k for k, (text, other) in enumerate(zip(texts, others)) if text != other]
         size = torch.randn((len(scenes), 1, 1), generator=generator).abs() * 0.2
         return {
@@ -219,7 +221,7 @@ class Conditions:
             "other_ids": self.ids([others[k] for k in mixed]) if mixed else [],
             "share": rng.random(),
             "null": self.null(texts, rng),
-            "extra": torch.stack(extra) if number else None,  # (batch, number, dim)
+            "extra": torch.tensor(extra),  # (batch, number, 4)
             "noise": size * (torch.rand(size.shape, generator=generator) < 0.6),  # in units of `std`
         }
 
@@ -232,8 +234,11 @@ class Conditions:
             states[mixed] = torch.lerp(states[mixed], other_states, drawn["share"])
             pooled[mixed] = torch.lerp(pooled[mixed], other_pooled, drawn["share"])
         states[null], pooled[null] = 0, 0
-        if drawn["extra"] is not None:
-            states = torch.cat([states, drawn["extra"].to(self.device)], dim=1)
+        if drawn["extra"].numel():
+            padding, row, share, sigma = drawn["extra"].to(self.device).unsqueeze(-1).unbind(2)
+            words = padding * self.padding + share * (self.words[row[..., 0].long()] - self.padding)
+            noise = torch.randn(words.shape, generator=generator, device=self.device)
+            states = torch.cat([states, words + sigma * self.std * noise], dim=1)
         size = drawn["noise"].to(self.device)
         states = states + size * self.std * torch.randn(states.shape, generator=generator, device=self.device)
         noise = torch.randn(pooled.shape, generator=generator, device=self.device)
@@ -255,7 +260,6 @@ class ConditionsXL(Conditions):
     def ids(self, texts: list[str]) -> list[torch.Tensor]:
         return [encode(tokenizer, texts) for tokenizer in (self.tokenizer, self.tokenizer_2)]
 
-    @torch.no_grad()
     def encoded(self, ids: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         first = self.encoder(ids[0].to(self.device), output_hidden_states=True)
         second = self.encoder_2(ids[1].to(self.device), output_hidden_states=True)
@@ -375,6 +379,7 @@ def main():
     beginning.add_argument("--initial", help="name of the folder to start from, inside the work folder")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    on_cpu = args.device == "cpu"
     halves, clock = Halves(args.device, args.batch_size), Clock(args.save_minutes)
     scenes, pictures = load_set("world", args.work_dir, SIZE)
     name = "unet_xl" if args.xl else "unet"
@@ -384,9 +389,16 @@ def main():
     )
     clip = CLIPModel.from_pretrained(args.work_dir / "clip_model").to(args.device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(args.work_dir / "tokenizer")
-    encoder = text_encoder_of(clip).to(args.device)
+    if args.xl:
+        encoder = CLIPTextModel.from_pretrained(args.work_dir / "text_encoder").to(args.device).eval()
+    elif args.initial:
+        encoder = CLIPTextModel.from_pretrained(args.work_dir / "text_encoder_initial").to(args.device).eval()
+    else:
+        encoder = text_encoder_of(clip).to(args.device)
+    if on_cpu:
+        encoder.set_attn_implementation("eager")
+    encoder.requires_grad_(not args.xl)
     conditions = Conditions(tokenizer, encoder, args.device, args.word_share)
-    on_cpu = args.device == "cpu"
     pool = halves.pool if on_cpu else ThreadPoolExecutor(os.cpu_count())
     latents_of = Latents(args.work_dir / "world_latents.npy", vae, pictures, pool, args.bfloat16)
     scheduler = build_scheduler()
@@ -417,13 +429,21 @@ def main():
     twin = copy.deepcopy(unet).to(torch.bfloat16) if args.bfloat16 else unet  # computes the gradients
     average = copy.deepcopy(unet).eval().requires_grad_(False)
     optimizer = Muon(unet, args.learning_rate, pool=halves.pool, dtype=torch.bfloat16 if args.bfloat16 else None)
+    parts = {"model": unet, "average": average, "optimizer": optimizer}
+    if not args.xl:
+        average_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        optimizer_of_text = torch.optim.AdamW(encoder.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+        parts |= {"text": encoder, "average_text": average_encoder, "optimizer_of_text": optimizer_of_text}
+        parts_of_pipeline["text_encoder"] = average_encoder
     start = 0
     if args.resume and checkpoint.exists():
-        start = load_checkpoint(checkpoint, model=unet, average=average, optimizer=optimizer)
+        start = load_checkpoint(checkpoint, **parts)
 
     def save(step: int):
-        save_checkpoint(checkpoint, step, model=unet, average=average, optimizer=optimizer)
+        save_checkpoint(checkpoint, step, **parts)
         average.save_pretrained(folder)
+        if not args.xl:
+            average_encoder.save_pretrained(args.work_dir / "text_encoder")
 
     def show(step: int):
         if args.xl:
@@ -448,7 +468,12 @@ def main():
     bar = progress(start, args.steps, name)
     for step, (chosen, drawn) in zip(bar, drawn_ahead(draw, start, args.steps, args.device)):
         generator = generator_of(args.seed, step, args.device)
-        states, pooled = conditions.states(drawn, generator)
+        rate = held_learning_rate(step, args.steps, args.learning_rate)
+        if not args.xl:
+            conditions.refresh()
+        with autocast(args.device, args.bfloat16):
+            read, pooled = conditions.states(drawn, generator)
+        states = read.detach().requires_grad_(not args.xl)
         added = {"text_embeds": pooled, "time_ids": time_ids_of[chosen].to(args.device)} if args.xl else None
         latents = latents_of[chosen].to(args.device)
         noise = torch.randn(latents.shape, generator=generator, device=args.device)
@@ -474,10 +499,18 @@ def main():
             with torch.no_grad():
                 torch._foreach_copy_(list(twin.parameters()), list(unet.parameters()))
         for group in optimizer.param_groups:
-            group["lr"] = held_learning_rate(step, args.steps, args.learning_rate)
-        loss = halves.descend(loss_of, unet, twin)
+            group["lr"] = rate
+        loss = halves.descend(loss_of, unet, twin, *([] if args.xl else [states]))
         optimizer.step()
         update_average(average, unet, step, args.average_decay)
+        if not args.xl:
+            for group in optimizer_of_text.param_groups:
+                group["lr"] = TEXT_RATE * rate
+            optimizer_of_text.zero_grad()
+            read.backward(states.grad)
+            torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+            optimizer_of_text.step()
+            update_average(average_encoder, encoder, step, args.average_decay)
         show_loss(bar, step, loss)
         if clock.due() or step + 1 == args.steps:
             save(step + 1)

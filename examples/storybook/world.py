@@ -196,7 +196,7 @@ def cue_caption(scene: Scene, rng: random.Random, at_most: int = 3) -> str:
     return rng.choice((" ", " ", ", ", " and ")).join(phrases)
 
 
-def caption(scene: Scene, rng: random.Random, kind: str | None = None) -> str:
+def caption(scene: Scene, rng: random.Random, kind: str | None = None, at_most: int | None = None) -> str:
     """Describe a scene.
 
     Args:
@@ -204,13 +204,14 @@ def caption(scene: Scene, rng: random.Random, kind: str | None = None) -> str:
         rng: chooses the words.
         kind: "content", "full" (content and cues), "cue", "emotion" ("an image of {emotion}") or "null"; drawn at
             random by default. The word of an emotion never stands beside content.
+        at_most: how many cues are named; at random one to three by default.
     """
     if kind is None:
         kinds, weights = ("content", "full", "cue", "emotion"), (0.30, 0.55, 0.09, 0.06)
         kind = rng.choices(kinds, weights)[0]
     if kind == "emotion" and scene.emotion:
         return f"an image of {scene.emotion}"
-    cues = cue_caption(scene, rng, at_most=rng.choice((1, 2, 3)))
+    cues = cue_caption(scene, rng, at_most=at_most or rng.choice((1, 2, 3)))
     if kind == "null":
         return ""
     if kind == "cue" and cues:
