@@ -67,7 +67,7 @@ def test_a_judge_that_did_not_guide_sees_the_emotions_the_stronger_the_more(pipe
 
 
 def test_a_mixture_is_judged_as_a_mixture(pipe, judge, guided):
-    first, last = 2, 3  # anger and sadness
+    first, last = 0, 3  # amusement and sadness
     emotion = {EMOTIONS[first]: 0.5, EMOTIONS[last]: 0.5}
     mixed = judge(images_of(pipe, 1, emotion=emotion, **GUIDED))[0]
     some = mixed[first] - guided[last, first], mixed[last] - guided[first, last]
@@ -78,7 +78,7 @@ def test_a_mixture_is_judged_as_a_mixture(pipe, judge, guided):
 def test_the_gate_opens_at_the_first_preview_that_resembles_the_prompt(pipe):
     threshold = pipe.config.semantic_threshold
     generator = torch.Generator().manual_seed(0)
-    call = {"emotion": "awe", "max_inner_steps": 0, "num_inference_steps": 20}
+    call = {"emotion": "awe", "max_inner_steps": 0, "num_inference_steps": 20, "latest_start": 1.0}
     trace = pipe("a horse in the forest", generator=generator, **call).trace[0]
     assert trace.gate_step > 0, "noise does not resemble a horse"
     assert len(trace.similarity) == trace.gate_step + 1
@@ -112,8 +112,8 @@ def xl(xl_folder) -> DiffusionPipeline:
 def test_the_xl_checkpoint_is_small_and_made_of_shared_parts_and_its_own(xl_folder, xl):
     assert type(xl).__name__ == "MuseXLPipeline"
     parts = list((STORYBOOK / "xl").glob("*.safetensors"))
-    assert {path.stem for path in parts} == {"unet", "text_encoder_2"}
-    assert sum(path.stat().st_size for path in parts) < 42e6
+    assert {path.stem for path in parts} == {"unet", "text_encoder", "text_encoder_2"}
+    assert sum(path.stat().st_size for path in parts) < 45e6
     assert sum(path.stat().st_size for path in xl_folder.rglob("*.safetensors")) < 60e6
     index = json.loads((xl_folder / "model_index.json").read_text())
     components = {name for name, value in index.items() if isinstance(value, list) and value[0] and name[0] != "_"}
@@ -557,7 +557,7 @@ def test_drawings_show_the_cue_that_a_prompt_names():
     rng = random.Random(0)
     images = [drawn("park", "house", rng, 64, phrase) for emotion in ("awe", "anger") for phrase in CUES[emotion]]
     with torch.no_grad():
-        answers = load_judge("emo_b")(normalise(pixels_of(images))).logits.argmax(1).tolist()
+        answers = load_judge("emo_b")(normalise(pixels_of(images, "cpu"))).logits.argmax(1).tolist()
     truth = [EMOTIONS.index(emotion) for emotion in ("awe", "anger") for _ in CUES[emotion]]
     assert sum(answer == true for answer, true in zip(answers, truth)) > 0.7 * len(truth)
     assert drawn("park", "house", random.Random(0), 64) == drawn("park", "house", random.Random(0), 64)
