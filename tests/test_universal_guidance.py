@@ -207,15 +207,15 @@ def test_clip_guides_where_there_is_no_classifier(family):
 
 def test_storybook_evokes_more():
     pipe = tiny_models.storybook()
-    emotions, prompts = ["fear", "amusement", "anger", "sadness"], ["a house in the park", "a cat on the beach"] * 2
+    emotions, prompts = ["contentment", "amusement"], ["a house in the park", "a cat on the beach"]
     labels = [pipe.emotion_labels.index(emotion) for emotion in emotions]
 
     def probabilities(weight: float) -> torch.Tensor:
         images = guided(pipe, emotions, prompts, weight, num_inference_steps=10, output_type="pt")
         with torch.no_grad():
-            return pipe._classify(images * 2 - 1).softmax(dim=-1)[range(4), labels]
+            return pipe._classify(images * 2 - 1).softmax(dim=-1)[range(2), labels]
 
-    assert probabilities(10.0).mean() > probabilities(0.0).mean() + 0.2
+    assert (probabilities(10.0) > probabilities(0.0) + 0.2).all()
 
 
 # ---- nothing stays -------------------------------------------------------------------------------------------------

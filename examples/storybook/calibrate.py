@@ -16,6 +16,7 @@ import torch
 from common import encode, normalise, save_json
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.nn import functional as F
+from train_clip import text_features
 from train_unet import TIME_IDS, Conditions, ConditionsXL, build_scheduler, second_tokenizer, text_encoder_of
 from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from world import PLACES, SUBJECTS, content_prompt
@@ -46,7 +47,7 @@ def similarity_curves(work_dir: Path, prompts: list[str], steps: int, xl: bool, 
         guidance, added = 5.0, {"text_embeds": pooled, "time_ids": time_ids}
     else:
         states = Conditions(tokenizer, encoder, device, 0.0).hidden([""] * len(prompts) + prompts)
-    words = F.normalize(clip.get_text_features(encode(tokenizer, prompts).to(device)).pooler_output, dim=-1)
+    words = text_features(clip, encode(tokenizer, prompts))
     latents = torch.randn((len(prompts), unet.config.in_channels, 16, 16), generator=torch.Generator().manual_seed(0))
     latents = latents.to(device)
     scheduler.set_timesteps(steps, device=device)

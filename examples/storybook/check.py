@@ -49,12 +49,13 @@ from world import (
     caption,
     contact_sheet,
     content_prompt,
+    contents,
     render,
 )
 
 
 PAIRS = [(place, subject) for place in PLACES for subject in SUBJECTS]
-CONTENTS = [content_prompt(*pair) for pair in PAIRS]
+CONTENTS = contents()
 CUE_OF = {phrase: cue for cue, phrases in CUE_PHRASES.items() for phrase in phrases}
 BATCH = 32  # pictures at once
 BETWEEN = 10  # samples and drawings of the sheet of both

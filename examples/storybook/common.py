@@ -282,11 +282,8 @@ def load_checkpoint(path: Path, **parts: torch.nn.Module | torch.optim.Optimizer
 class Steps(Dataset):
     """`draw(step)` as item number `step`."""
 
-    def __init__(self, draw: Callable[[int], Any], steps: int):
-        self.draw, self.steps = draw, steps
-
-    def __len__(self) -> int:
-        return self.steps
+    def __init__(self, draw: Callable[[int], Any]):
+        self.draw = draw
 
     def __getitem__(self, step: int) -> Any:
         return self.draw(step)
@@ -296,7 +293,7 @@ def drawn_ahead(draw: Callable[[int], Any], start: int, steps: int, device: str)
     """`draw(step)` of all steps from `start` on; beside a GPU, which would wait for it, other processes draw ahead."""
     workers = 0 if device == "cpu" else max(1, (os.cpu_count() or 1) // 2)
     return DataLoader(
-        Steps(draw, steps),
+        Steps(draw),
         sampler=range(start, steps),
         batch_size=None,
         collate_fn=lambda drawn: drawn,

@@ -96,10 +96,8 @@ def command_of(name: str, stage: str, args: argparse.Namespace) -> str:
     return stage
 
 
-def train(stages: dict[str, tuple[str, tuple[str, ...]]], args: argparse.Namespace):
+def train(stages: dict[str, tuple[str, tuple[str, ...]]], args: argparse.Namespace, *options: str):
     """Run the stages that are not complete, each from where it was interrupted, and note that they are done."""
-    options = ["--device", args.device] if args.device else []
-    options += ["--bfloat16"] if args.bfloat16 else []
 
     def stage_after(name: str, stage: str, before: list[Future]):
         for other in before:
@@ -149,8 +147,9 @@ def main():
         kept = KEPT
         keep(args.work_dir, COPIED)
     stages = TRAINED | (TRAINED_XL if args.xl else {})
-    train({name: stage for name, stage in stages.items() if name not in kept}, args)
     device = ("--device", args.device) if args.device else ()
+    precision = ("--bfloat16",) if args.bfloat16 else ()
+    train({name: stage for name, stage in stages.items() if name not in kept}, args, *device, *precision)
     for xl in ("", " --xl") if args.xl else ("",):
         run(f"calibrate.py{xl}", "--work_dir", str(args.work_dir), *device)
         run(f"export.py{xl}", "--work_dir", str(args.work_dir), "--output", str(args.export_to))

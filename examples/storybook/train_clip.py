@@ -50,7 +50,7 @@ from world import (
     Scene,
     caption,
     contact_sheet,
-    content_prompt,
+    contents,
 )
 
 
@@ -159,7 +159,7 @@ def pairs_of(scenes: list[Scene], tokenizer: CLIPTokenizer, rng: random.Random) 
         (2 * batch, 43), of the pictures and as named in their captions.
     """
     texts, kinds, wrong = captions_of(scenes, rng)
-    contents = [f"a {rng.choice(s[0])} {rng.choice(p[0])}" for p in PLACES.values() for s in SUBJECTS.values()]
+    in_other_words = [f"a {rng.choice(s[0])} {rng.choice(p[0])}" for p in PLACES.values() for s in SUBJECTS.values()]
     keys = torch.tensor([content_index(scene) for scene in scenes])
     emotions = torch.tensor([EMOTIONS.index(scene.emotion) if scene.emotion else -1 for scene in scenes])
     same = torch.zeros((len(texts), len(texts)), dtype=torch.bool)
@@ -168,7 +168,7 @@ def pairs_of(scenes: list[Scene], tokenizer: CLIPTokenizer, rng: random.Random) 
     same.fill_diagonal_(False)
     unchanged = torch.tensor([negative == texts[k // NEGATIVES] for k, negative in enumerate(wrong)])
     return {
-        "ids": ids_of(tokenizer, texts + wrong + contents),
+        "ids": ids_of(tokenizer, texts + wrong + in_other_words),
         "also_true": torch.cat([same, unchanged.expand(len(texts), -1)], dim=1),
         "contents": keys,
         "parts": torch.tensor([*map(parts_of, scenes), *map(parts_of, scenes, texts, kinds)]),
@@ -186,7 +186,7 @@ def clip_loss(
     The probe reads from features, of pictures as of captions, which places, subjects and cues these have. It is thrown
     away; both towers learn faster by it than by pairs alone.
     """
-    also_true, contents, parts = (pairs[name].to(pixels.device) for name in ("also_true", "contents", "parts"))
+    also_true, content, parts = (pairs[name].to(pixels.device) for name in ("also_true", "contents", "parts"))
     images = F.normalize(model.get_image_features(pixels).pooler_output.float(), dim=-1)
     with torch.no_grad() if lock_text else contextlib.nullcontext():
         words = text_features(model, pairs["ids"])
@@ -195,7 +195,7 @@ def clip_loss(
     logits = logits.masked_fill(also_true, -1e4)
     target = torch.arange(len(images), device=pixels.device)
     loss = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(images)].T, target))
-    loss = loss + F.cross_entropy(content_logits, contents)
+    loss = loss + F.cross_entropy(content_logits, content)
     answers = probe(PROBE_SCALE * torch.cat([images, words[: len(images)]])).float()
     return loss + F.binary_cross_entropy_with_logits(answers, parts, reduction="sum") / len(parts)
 
@@ -203,8 +203,7 @@ def clip_loss(
 @torch.no_grad()
 def rank_content(model: CLIPModel, tokenizer: CLIPTokenizer, pixels: torch.Tensor) -> torch.Tensor:
     """For pictures in [-1, 1]: the similarities (batch, 64) to the prompts of all places x subjects, as cosines."""
-    contents = [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
-    words = text_features(model, ids_of(tokenizer, contents))
+    words = text_features(model, ids_of(tokenizer, contents()))
     images = F.normalize(model.get_image_features(normalise(pixels)).pooler_output, dim=-1)
     return images @ words.T
 

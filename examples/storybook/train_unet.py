@@ -55,7 +55,18 @@ from PIL import Image
 from torch.nn import functional as F
 from train_clip import rank_content
 from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from world import CUE_PHRASES, CUES, EMOTIONS, PLACES, SUBJECTS, Scene, caption, contact_sheet, content_prompt
+from world import (
+    CUE_PHRASES,
+    CUES,
+    EMOTIONS,
+    PLACES,
+    SUBJECTS,
+    Scene,
+    caption,
+    contact_sheet,
+    content_prompt,
+    contents,
+)
 
 
 MAX_EXTRA = 8  # tokens behind the prompt
@@ -351,11 +362,6 @@ class Latents:
         return torch.from_numpy(self.stored[indices]).float()
 
 
-def contents() -> list[str]:
-    """A prompt for each of the 64 contents."""
-    return [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
-
-
 def validation_prompts() -> list[str]:
     """Contents in the first rows, then each emotion's cues named, then the emotions alone."""
     rng = random.Random(0)
@@ -389,12 +395,13 @@ def main():
     )
     clip = CLIPModel.from_pretrained(args.work_dir / "clip_model").to(args.device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(args.work_dir / "tokenizer")
-    if args.xl:
-        encoder = CLIPTextModel.from_pretrained(args.work_dir / "text_encoder").to(args.device).eval()
-    elif args.initial:
-        encoder = CLIPTextModel.from_pretrained(args.work_dir / "text_encoder_initial").to(args.device).eval()
+    if args.xl or args.initial:
+        encoder = CLIPTextModel.from_pretrained(
+            args.work_dir / ("text_encoder" if args.xl else "text_encoder_initial")
+        )
     else:
-        encoder = text_encoder_of(clip).to(args.device)
+        encoder = text_encoder_of(clip)
+    encoder.to(args.device).eval()
     if on_cpu:
         encoder.set_attn_implementation("eager")
     encoder.requires_grad_(not args.xl)

@@ -177,6 +177,11 @@ def content_prompt(place: str, subject: str) -> str:
     return f"a {SUBJECTS[subject][0][0]} {PLACES[place][0][0]}"
 
 
+def contents() -> list[str]:
+    """The plain prompt of each of the 64 contents."""
+    return [content_prompt(place, subject) for place in PLACES for subject in SUBJECTS]
+
+
 def content_caption(scene: Scene, rng: random.Random) -> str:
     """One of many ways to name the content of a scene, without cue or emotion."""
     wheres, noun, _ = PLACES[scene.place]
